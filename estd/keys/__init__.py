@@ -1,0 +1,1 @@
+"""Issuer keys: what a key can promise, and the software keys that estd seals at rest."""

@@ -1,0 +1,1 @@
+"""TLS and HTTP: the only floor that knows sockets."""

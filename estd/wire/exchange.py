@@ -1,0 +1,65 @@
+"""The neutral request and answer that every protocol speaks.
+
+A protocol package receives an `Exchange` and returns a `Reply`; it never sees a socket, so a second transport (EST over
+CoAP, RFC 9148) is an adapter beside `estd.web` and not a fork of the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+
+class Channel(Protocol):
+    """The secured channel a request came over, as far as a protocol may look at it."""
+
+    @property
+    def version(self) -> str:
+        """``TLSv1.2`` or ``TLSv1.3``."""
+
+    def channel_binding(self, kind: str) -> bytes | None:
+        """The channel's binding of that kind, or None where the channel cannot give it.
+
+        Kinds: ``tls-unique`` (RFC 5929 §3, TLS 1.2 only), ``tls-exporter`` (RFC 9266 §4.2).
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end: an address, and the certificates whose key it proved to hold.
+
+    Nothing here is trusted yet: the handshake proves possession of the leaf's key, and `estd.ra.admission` decides
+    what that is worth in the ecosystem asked for.
+    """
+
+    address: str
+    certificates: tuple[bytes, ...] = ()
+    """DER, leaf first, as presented; empty when the client sent none."""
+    channel: Channel | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Lives as long as the connection; admission keeps validated paths here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request. Header names are lower case; `body` is complete and within the size cap; `at` is aware UTC."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    peer: Peer
+    request_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer. `headers` holds what the protocol adds; length, date and connection belong to the transport."""
+
+    status: int
+    body: bytes = b""
+    content_type: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
