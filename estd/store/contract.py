@@ -1,0 +1,304 @@
+"""What must survive, and what the store promises about it.
+
+Every implementation passes ``tests/contracts/test_store.py``. Promises that hold for every method:
+
+* *Durable on return.* A method that returns has committed; PostgreSQL runs with ``synchronous_commit = on``.
+* *Unknown on error.* A method that raises `Unavailable` may or may not have committed (a connection lost during COMMIT
+  was durable in more than half of the cases measured). Callers never assume "not committed": they look up by key or
+  repeat the call, and every writing method here is safe to repeat with the same arguments.
+* *Concurrent.* All methods may be called from many tasks and many processes at once.
+
+Times are aware UTC to the second. This module must not import a driver.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from estd.audit import Event
+
+
+class Outcome(enum.Enum):
+    """What `Store.reserve_intents` did with one intent."""
+
+    RESERVED = "reserved"
+    """This call (or an earlier, identical one) holds the request key: go on and sign."""
+    EXISTS = "exists"
+    """Another intent holds the request key: ask `Store.find_issuances`."""
+    CODE_SPENT = "code-spent"
+    """The enrollment code was single-use and another request key holds it."""
+
+
+class Closing(enum.Enum):
+    """Why an intent no longer holds its request key."""
+
+    VOID = "void"
+    """The journal proves that its serial was never signed; its enrollment code is free again."""
+    ORPHAN = "orphan"
+    """It may have been signed and no result is known: counts as issued, is revocable, never signed again."""
+    SUPERSEDED = "superseded"
+    """Its certificate was delivered long ago; the same request now asks for a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The durable record that a certificate is about to be signed."""
+
+    request_key: bytes
+    """SHA-256 over ecosystem, identity, operation and CSR; 32 bytes; unique among intents that are not closed."""
+    issuer_id: int
+    serial: bytes
+    """Content octets of the serial INTEGER; unique per issuer for ever."""
+    ecosystem_id: int
+    ecosystem_version: int
+    node_id: int
+    profile: str
+    operation: str
+    identity: str
+    """Who asked, as `estd.ra.admission` names it."""
+    device: str
+    """The name an operator knows the device by."""
+    csr_sha256: bytes
+    spki_sha256: bytes
+    tbs_sha256: bytes
+    journal: str
+    """Which signer journal knows whether it was signed."""
+    code_id: int | None
+    """The single-use enrollment code this request spends, if any."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """The result of one intent. `event` is committed with it, so no issuance is without its audit event."""
+
+    issuer_id: int
+    serial: bytes
+    certificate: bytes
+    """DER."""
+    not_before: datetime
+    not_after: datetime
+    issued_at: datetime
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Issuance:
+    """An intent as found again, with its certificate if there is one."""
+
+    intent: Intent
+    closed: Closing | None
+    certificate: bytes | None
+    issued_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCertificate:
+    """What is known of a certificate that was issued, found by issuer and serial."""
+
+    issuer_id: int
+    serial: bytes
+    ecosystem_id: int
+    profile: str
+    device: str
+    identity: str
+    certificate: bytes
+    not_before: datetime
+    not_after: datetime
+    issued_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A serial that is no longer good. `reason` is a CRLReason name of RFC 5280 §5.3.1."""
+
+    issuer_id: int
+    serial: bytes
+    reason: str
+    revoked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerRecord:
+    """A CA certificate of an ecosystem and its sealed key. Never updated: a new key is a new record."""
+
+    issuer_id: int
+    ecosystem_id: int
+    name: str
+    parent_id: int | None
+    certificate: bytes
+    """DER."""
+    sealed_key: bytes | None
+    """The private key as `estd.keys.software` sealed it; None when only the certificate was imported."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EcosystemRecord:
+    """One version of an ecosystem: its document as `estd.ca.ecosystem` wrote it, and its issuers."""
+
+    ecosystem_id: int
+    node_id: int
+    label: str
+    version: int
+    document: Mapping[str, Any]
+    applied_at: datetime
+    applied_by: str
+    issuers: tuple[IssuerRecord, ...]
+    """All issuers this ecosystem ever had, oldest first; the newest of each name is the active one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewIssuer:
+    """An issuer to be created together with the version of the ecosystem that first names it."""
+
+    name: str
+    parent: str | None
+    certificate: bytes
+    sealed_key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A place in the tree of ecosystem, organization and site. Administration will be delegated by node."""
+
+    node_id: int
+    parent_id: int | None
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollmentCode:
+    """A one-time secret for HTTP Basic, as stored: only its hash."""
+
+    code_id: int
+    ecosystem_id: int
+    device: str
+    secret_sha256: bytes
+    single_use: bool
+    profile: str | None
+    """The only profile it is good for; None means the ecosystem's default."""
+    expires_at: datetime | None
+    created_at: datetime
+    spent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An inventory row: what the operator wants in this device's certificate, whatever the device asks for."""
+
+    ecosystem_id: int
+    device: str
+    subject: str | None
+    """RFC 4514 string."""
+    san: tuple[str, ...]
+    """``dns:…``, ``ip:…``, ``uri:…``, ``email:…`` as in a profile."""
+
+
+class Conflict(Exception):
+    """Somebody else applied a newer version, or the label is taken; nothing was changed."""
+
+
+class Store(Protocol):
+    """See the module for what holds of every method."""
+
+    # --- issuance ------------------------------------------------------------------------------------------------
+    async def reserve_intents(self, intents: Sequence[Intent]) -> list[Outcome]:
+        """Commit all intents in one transaction, in one round trip; answers in order.
+
+        Of several intents with one request key, or several spending one code, exactly one is RESERVED. Repeating an
+        identical intent (same issuer and serial) answers RESERVED again.
+        """
+
+    async def find_issuances(self, request_keys: Sequence[bytes]) -> dict[bytes, Issuance]:
+        """The open intent of each request key, with its certificate if it was issued."""
+
+    async def record_issued(self, issued: Sequence[Issued]) -> None:
+        """Commit the results of intents, and their audit events, in one transaction. Repeats are ignored."""
+
+    async def close_intent(self, issuer_id: int, serial: bytes, closing: Closing) -> bool:
+        """Free the request key. VOID and ORPHAN only apply to an intent without result, SUPERSEDED only to one with.
+
+        False when the intent does not exist, is closed already, or its result forbids this closing.
+        """
+
+    async def find_open_intents(self, before: datetime, limit: int) -> list[Intent]:
+        """Intents without result that were created before that time, oldest first."""
+
+    async def find_certificate(self, issuer_id: int, serial: bytes) -> StoredCertificate | None:
+        """One certificate by issuer and serial."""
+
+    async def find_certificates(
+        self, ecosystem_id: int | None, device: str | None, limit: int
+    ) -> list[StoredCertificate]:
+        """The newest certificates, of one ecosystem and one device if given."""
+
+    async def record_revocation(self, revocation: Revocation, event: Event) -> bool:
+        """Revoke once; False when it was revoked before. Followers are told (`subscribe`)."""
+
+    async def find_revocations(self) -> list[Revocation]:
+        """Every revocation of an unexpired certificate."""
+
+    # --- ecosystems ----------------------------------------------------------------------------------------------
+    async def find_ecosystems(self) -> list[EcosystemRecord]:
+        """The newest version of every ecosystem."""
+
+    async def record_ecosystem(
+        self,
+        label: str,
+        document: Mapping[str, Any],
+        new_issuers: Sequence[NewIssuer],
+        expected_version: int,
+        applied_by: str,
+        event: Event,
+    ) -> EcosystemRecord:
+        """Apply one new version atomically and tell followers. `expected_version` 0 means the label is new.
+
+        Raises:
+            Conflict: the current version is not the expected one.
+        """
+
+    async def find_nodes(self) -> list[Node]:
+        """The whole tree."""
+
+    # --- credentials and inventory ---------------------------------------------------------------------------------
+    async def record_codes(self, codes: Sequence[EnrollmentCode]) -> list[EnrollmentCode]:
+        """Store new codes (their `code_id` is ignored and assigned)."""
+
+    async def find_codes(self, ecosystem_id: int, device: str) -> list[EnrollmentCode]:
+        """All codes of a device, spent ones included, newest first."""
+
+    async def list_codes(self, ecosystem_id: int, limit: int) -> list[EnrollmentCode]:
+        """Codes of an ecosystem, newest first."""
+
+    async def record_devices(self, devices: Sequence[Device]) -> None:
+        """Insert or replace inventory rows."""
+
+    async def find_device(self, ecosystem_id: int, device: str) -> Device | None:
+        """One inventory row."""
+
+    # --- audit and life --------------------------------------------------------------------------------------------
+    async def record_events(self, events: Sequence[Event]) -> None:
+        """Commit audit events."""
+
+    async def find_events(self, ecosystem_id: int | None, limit: int) -> list[Event]:
+        """The newest audit events."""
+
+    async def subscribe(self, follower: Callable[[str], Awaitable[None]]) -> None:
+        """Call `follower` with ``ecosystems`` or ``revocations`` after each such change, within a second.
+
+        Also called with ``resync`` whenever the connection that listens was lost and is back: then everything may
+        have changed.
+        """
+
+    async def check(self) -> None:
+        """Raise `Unavailable` unless the database answers and its schema is the expected one."""
+
+    async def close(self) -> None:
+        """Give all connections back."""
