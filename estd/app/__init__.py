@@ -1,0 +1,1 @@
+"""The roof: builds everything from the settings, starts the processes and keeps them alive."""

@@ -1,0 +1,143 @@
+"""Child processes of the supervisor: started with inherited descriptors, watched, restarted with a growing pause.
+
+A child that ran for a while before it died is restarted at once; one that dies again and again is given more and more
+time, so that a broken machine is not kept busy with starts. Children end by themselves when their control channel closes,
+so none outlives its supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+_STEADY_SECONDS: Final = 5.0
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+_KILL_AFTER_SECONDS: Final = 30.0
+
+
+class Child:
+    """One slot for a process: `run` keeps it filled until `stop`.
+
+    Args:
+        name: appears in the log.
+        argv: arguments after the interpreter; descriptor numbers are appended, control channel last.
+        inherited: descriptors the child gets besides its control channel.
+        greet: called with our end of the control channel after each start; when it returns the child is ready.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        inherited: Sequence[int],
+        greet: Callable[[socket.socket], Awaitable[None]],
+    ) -> None:
+        self.name = name
+        self._argv = list(argv)
+        self._inherited = list(inherited)
+        self._greet = greet
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self.restarts = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process runs and has said that it is ready."""
+        return self._ready.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Fill the slot from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def wait_ready(self, seconds: float) -> bool:
+        """Whether the child became ready within that time."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Ask the process to finish what it has in hand, and wait for it; kill it if it takes far too long."""
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.returncode is None:
+            _signal(process, signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), _KILL_AFTER_SECONDS)
+            except TimeoutError:
+                _log.error("child did not stop and is killed", extra={"child": self.name, "pid": process.pid})
+                _signal(process, signal.SIGKILL)
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            await self._run_once()
+            self._ready.clear()
+            if self._stopping.is_set():
+                return
+            steady = time.monotonic() - started > _STEADY_SECONDS
+            pause = 0.0 if steady else min(_LONGEST_PAUSE_SECONDS, pause * 2 + 0.1)
+            self.restarts += 1
+            _log.warning("child is restarted", extra={"child": self.name, "pause_seconds": pause})
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            descriptors = [*self._inherited, theirs.fileno()]
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._argv,
+                *(str(number) for number in descriptors),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=descriptors,
+            )
+        finally:
+            theirs.close()
+        process = self._process
+        greeting = asyncio.get_running_loop().create_task(self._greet(ours))
+        exited = asyncio.get_running_loop().create_task(process.wait())
+        await asyncio.wait({greeting, exited}, return_when=asyncio.FIRST_COMPLETED)
+        if greeting.done() and not greeting.cancelled() and greeting.exception() is None:
+            if not exited.done():
+                self._ready.set()
+        else:
+            fault = greeting.exception() if greeting.done() else None
+            _log.error("child did not become ready", extra={"child": self.name, "fault": repr(fault)})
+            greeting.cancel()
+            _signal(process, signal.SIGKILL)
+        await exited
+        if not self._stopping.is_set():
+            _log.warning(
+                "child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode}
+            )
+        ours.close()
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except ProcessLookupError:
+        return  # it ended by itself in the meantime

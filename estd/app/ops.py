@@ -1,0 +1,58 @@
+"""The ops port: liveness, readiness and metrics over plain HTTP, for the machine's own network only.
+
+``/healthz`` answers as long as the supervisor turns (a database that is away must not get a server killed), ``/readyz``
+says which part is missing, ``/metrics`` adds up what all workers counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector  # type: ignore[attr-defined]
+
+Report = Callable[[], Awaitable[dict[str, str]]]
+
+
+class OpsServer:
+    """Serves the three paths until stopped."""
+
+    def __init__(self, report: Report, metrics_directory: Path) -> None:
+        self._report = report
+        self._metrics_directory = metrics_directory
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, address: str, port: int) -> int:
+        """Listen; the port actually taken."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, address, port)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        missing = await self._report()
+        if missing:
+            return web.json_response(
+                {"status": "not ready", "missing": missing}, status=503, headers={"Retry-After": "5"}
+            )
+        return web.json_response({"status": "ready", "missing": {}})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._metrics_directory))
+        return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")

@@ -1,0 +1,89 @@
+"""The supervisor's side of a signer's control channel: unlock it, load ecosystems, ask how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+from estd.errors import Broken
+from estd.signer.frames import (
+    Control,
+    ControlAnswer,
+    Failed,
+    Load,
+    LoadedIssuer,
+    Status,
+    StatusReport,
+    Unlock,
+    control_answer_reader,
+    write_frame,
+)
+from estd.store.contract import EcosystemRecord
+
+_READ_BYTES: Final = 64 * 1024
+_ANSWER_SECONDS: Final = 20.0
+
+
+class SignerControl:
+    """One signer process, seen from the supervisor. Calls are made one after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._frames = control_answer_reader()
+        self._arrived: list[ControlAnswer] = []
+        self._number = 0
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> SignerControl:
+        """Take over our end of the control channel."""
+        end.setblocking(False)
+        return cls(*await asyncio.open_unix_connection(sock=end))
+
+    async def unlock(self, kek: bytes) -> None:
+        """Hand over the key-encryption key; must be the first call."""
+        await self._call(Unlock(self._next(), kek))
+
+    async def load(self, records: Iterable[EcosystemRecord]) -> None:
+        """Make these versions known; loading a version again changes nothing."""
+        for record in records:
+            issuers = tuple(
+                LoadedIssuer(issuer.issuer_id, issuer.name, issuer.parent_id, issuer.certificate, issuer.sealed_key)
+                for issuer in record.issuers
+            )
+            await self._call(
+                Load(
+                    self._next(), record.ecosystem_id, record.label, record.version, dict(record.document), issuers
+                )
+            )
+
+    async def status(self) -> StatusReport:
+        """Its counters."""
+        answer = await self._call(Status(self._next()))
+        if not isinstance(answer, StatusReport):
+            raise Broken("a signer answered a status question with something else")
+        return answer
+
+    def close(self) -> None:
+        """Close the channel; the signer finishes and exits."""
+        self._writer.close()
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    async def _call(self, message: Control) -> ControlAnswer:
+        async with self._turn, asyncio.timeout(_ANSWER_SECONDS):
+            self._writer.write(write_frame(message))
+            while not self._arrived:
+                received = await self._reader.read(_READ_BYTES)
+                if not received:
+                    raise Broken("the signer closed its control channel")
+                self._arrived.extend(self._frames.feed(received))
+            answer = self._arrived.pop(0)
+        if isinstance(answer, Failed):
+            raise Broken(f"the signer refused a {type(message).__name__}: {answer.detail}")
+        return answer

@@ -1,0 +1,121 @@
+"""Builds a worker from its settings: one readable place where every part meets every other.
+
+Imported only after the process decided where its metrics live (`estd.app.worker`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Final
+
+from estd.app.worker import WorkerSettings
+from estd.errors import Unavailable
+from estd.est import messages
+from estd.est.operations import Est
+from estd.ra.admission import Admission
+from estd.ra.directory import Directory
+from estd.ra.enrollment import Enrollment
+from estd.ra.trail import Trail
+from estd.signer.client import SignerPool
+from estd.store.contract import Store
+from estd.store.postgres import PostgresStore
+from estd.web import metrics
+from estd.web.server import Site
+from estd.web.tls import Gate, Limits, TlsServerProtocol, build_context
+
+_log = logging.getLogger(__name__)
+
+_POOL_SIZE: Final = 4
+_RELOAD_PAUSE_SECONDS: Final = 1.0
+
+
+class Worker:
+    """Everything one worker process is made of."""
+
+    def __init__(self, settings: WorkerSettings, store: Store, signers: SignerPool, directory: Directory) -> None:
+        self._settings = settings
+        self._store = store
+        self._signers = signers
+        self._enrollment = Enrollment(store, signers, _now, metrics.observe_issuance)
+        self._trail = Trail(store)
+        self._est = Est(directory, Admission(store), self._enrollment, self._trail, _count_tolerance)
+        self._site = Site(self._est.answer, messages.write_refusal)
+        self._limits = Limits()
+        self._gate = Gate(self._limits)
+        self._context = build_context(settings.tls_chain.encode(), settings.tls_key.encode())
+        self._reload = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def build(cls, settings: WorkerSettings) -> Worker:
+        """Connect to the store and the signers, and read the ecosystems.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        store = await PostgresStore.connect(settings.database_url, pool_size=_POOL_SIZE)
+        signers = SignerPool(settings.signer_sockets)
+        directory = await _read_directory(store, settings.default_ecosystem)
+        worker = cls(settings, store, signers, directory)
+        worker._trail.start()
+        worker._follower = asyncio.get_running_loop().create_task(worker._follow())
+        await store.subscribe(worker._notice)
+        return worker
+
+    def accept(self) -> asyncio.Protocol:
+        """The protocol of one new connection."""
+        return TlsServerProtocol(lambda: self._context, self._site.http, self._limits, self._gate, _count_tls)
+
+    def use_certificate(self, chain: bytes, key: bytes) -> None:
+        """Show another server certificate to connections from now on."""
+        self._context = build_context(chain, key)
+        _log.info("server certificate replaced")
+
+    def refresh_gauges(self) -> None:
+        """Bring the gauges up to date."""
+        metrics.WAITING.set(self._enrollment.waiting)
+        metrics.CONNECTIONS.set(self._gate.connections)
+        metrics.AUDIT_LOST.set(self._trail.lost)
+
+    async def drain(self, seconds: float) -> None:
+        """Answer what is in hand, then let go of everything."""
+        await self._site.drain(seconds)
+        await self._enrollment.drain()
+        if self._follower is not None:
+            self._follower.cancel()
+        await self._trail.stop()
+        await self._signers.close()
+        await self._store.close()
+
+    async def _notice(self, _change: str) -> None:
+        self._reload.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            try:
+                self._est.directory = await _read_directory(self._store, self._settings.default_ecosystem)
+            except Unavailable as reason:
+                # The old rules stay in force until the new ones can be read; asking again is all that helps.
+                _log.warning("ecosystems could not be read again", extra={"detail": reason.detail})
+                self._reload.set()
+                await asyncio.sleep(_RELOAD_PAUSE_SECONDS)
+
+
+async def _read_directory(store: Store, default: str | None) -> Directory:
+    return Directory(await store.find_ecosystems(), await store.find_revocations(), default)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _count_tolerance(ecosystem: str, tolerance: str) -> None:
+    metrics.TOLERANCES.labels(ecosystem, tolerance).inc()
+
+
+def _count_tls(event: str) -> None:
+    metrics.TLS.labels(event).inc()

@@ -1,0 +1,118 @@
+"""A web worker: TLS, HTTP and EST on the inherited listening socket. It holds no issuer key.
+
+Started by `estd.app.supervisor` as ``python -m estd.app.worker LISTEN_FD CONTROL_FD``; its settings, the first message on
+the control channel, hold everything else. It stops when told to, and when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import uvloop
+
+from estd.app.control import Control
+from estd.app.logs import set_up_logs
+from estd.errors import Unavailable
+
+_log = logging.getLogger("estd.worker")
+
+DRAIN_SECONDS: Final = 20.0
+_BACKLOG: Final = 4096
+_GAUGE_SECONDS: Final = 1.0
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told at its start."""
+
+    name: str
+    database_url: str
+    signer_sockets: list[str]
+    tls_chain: str
+    tls_key: str
+    metrics_directory: str
+    log_level: str
+    default_ecosystem: str | None = None
+
+
+def main() -> None:
+    """Entry point of the process."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    control = socket.socket(fileno=int(sys.argv[2]))
+    # Ctrl-C reaches the whole foreground group; only the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(_serve(listener, control))
+
+
+async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
+    control = await Control.open(control_end)
+    first = await control.receive()
+    if first is None:
+        return
+    settings = msgspec.convert(first, WorkerSettings)
+    set_up_logs(settings.name, settings.log_level)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_directory
+    # Imported now because prometheus_client reads that variable at import.
+    from estd.app.wiring import Worker
+
+    worker = await Worker.build(settings)
+    # What was loaded so far lives as long as the process; without it each full collection walks it again.
+    gc.collect()
+    gc.freeze()
+    server = await asyncio.get_running_loop().create_server(worker.accept, sock=listener, backlog=_BACKLOG)
+    control.send({"ready": True})
+    _log.info("ready")
+    gauges = asyncio.get_running_loop().create_task(_refresh(worker))
+    try:
+        await _obey(control, worker)
+    finally:
+        gauges.cancel()
+        server.close()
+        await worker.drain(DRAIN_SECONDS)
+    _log.info("stopped")
+
+
+async def _obey(control: Control, worker: Any) -> None:
+    """Until told to drain, or until the supervisor is gone."""
+    terminated = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    stop = asyncio.get_running_loop().create_task(terminated.wait())
+    while True:
+        message = asyncio.get_running_loop().create_task(control.receive())
+        await asyncio.wait({message, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not message.done():
+            message.cancel()
+            return
+        order = message.result()
+        if order is None or "drain" in order:
+            stop.cancel()
+            return
+        if "tls_chain" in order:
+            worker.use_certificate(order["tls_chain"].encode(), order["tls_key"].encode())
+
+
+async def _refresh(worker: Any) -> None:
+    while True:
+        worker.refresh_gauges()
+        await asyncio.sleep(_GAUGE_SECONDS)
+
+
+def now_utc() -> datetime:
+    """The time, as everything below expects it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Unavailable as reason:
+        _log.error("cannot start", extra={"code": reason.code.value, "detail": reason.detail})
+        sys.exit(1)

@@ -1,0 +1,217 @@
+"""The server's own settings: one TOML file, every key with a default, all problems reported at once.
+
+Read by the roof alone; every other module gets plain values. Rules about certificates are not here but in ecosystem
+files (`estd.ca.ecosystem`), which live in the database.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from estd.errors import Invalid, Problem
+
+KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one server. Paths are absolute."""
+
+    data_directory: Path
+    address: str = "0.0.0.0"  # noqa: S104  # devices come from everywhere; trust is decided per request
+    port: int = 8443
+    ops_address: str = "127.0.0.1"
+    ops_port: int = 8081
+    database_url: str | None = field(default=None, repr=False)
+    """None: a private PostgreSQL below `data_directory`."""
+    key_file: Path | None = None
+    key_environment: str | None = None
+    key_credential: str | None = None
+    tls_names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    default_ecosystem: str | None = None
+    workers: int = 0
+    """0: one per core."""
+    signers: int = 0
+    """0: one per four cores, at least two, so that one is there while the other restarts."""
+    log_level: str = "info"
+
+    @property
+    def worker_count(self) -> int:
+        """How many web workers to run."""
+        return self.workers or max(1, os.cpu_count() or 1)
+
+    @property
+    def signer_count(self) -> int:
+        """How many signers to run."""
+        return self.signers or max(2, (os.cpu_count() or 1) // 4)
+
+
+_STRING = "a string"
+_TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
+    "": {"data_directory": ("data_directory", str)},
+    "listen": {"address": ("address", str), "port": ("port", int)},
+    "ops": {"address": ("ops_address", str), "port": ("ops_port", int)},
+    "database": {"url": ("database_url", str), "url_file": ("database_url_file", str)},
+    "keys": {
+        "file": ("key_file", str),
+        "environment": ("key_environment", str),
+        "credential": ("key_credential", str),
+    },
+    "tls": {"names": ("tls_names", list), "certificate": ("tls_certificate", str), "key": ("tls_key", str)},
+    "est": {"default_ecosystem": ("default_ecosystem", str)},
+    "processes": {"workers": ("workers", int), "signers": ("signers", int)},
+    "log": {"level": ("log_level", str)},
+}
+_TYPE_NAMES: Final = {str: _STRING, int: "a whole number", list: "a list of strings"}
+_PATHS: Final = ("data_directory", "key_file", "tls_certificate", "tls_key")
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def read_config(path: Path) -> Config:
+    """Read a settings file.
+
+    Raises:
+        Invalid: with every problem the file has.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Invalid([Problem(str(path), f"cannot be read ({error.strerror})", "Name a readable file.")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid([Problem(str(path), f"is not TOML: {error}", "Mend the line named.")]) from None
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict) and name in _TABLES:
+            for key, inner in value.items():
+                _take(path, f"{name}.{key}", _TABLES[name].get(key), inner, _TABLES[name], values, problems)
+        elif name in _TABLES and name:
+            problems.append(Problem(f"{path}: {name}", "must be a table", f"Write [{name}] above its keys."))
+        else:
+            known = {**_TABLES[""], **{table: ("", dict) for table in _TABLES if table}}
+            _take(path, name, _TABLES[""].get(name), value, known, values, problems)
+    return _check(path, values, problems)
+
+
+def _take(
+    path: Path,
+    where: str,
+    target: tuple[str, type] | None,
+    value: Any,
+    known: Mapping[str, Any],
+    values: dict[str, Any],
+    problems: list[Problem],
+) -> None:
+    if target is None:
+        problems.append(Problem(f"{path}: {where}", "is not a setting", f"Known here: {', '.join(sorted(known))}."))
+        return
+    name, kind = target
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is list and not _is_texts(value)):
+        problems.append(Problem(f"{path}: {where}", f"must be {_TYPE_NAMES[kind]}", "Change its value."))
+        return
+    values[name] = value
+
+
+def _is_texts(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(item, str) and item for item in value)
+
+
+def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Config:
+    base = path.resolve().parent
+    if "data_directory" not in values:
+        problems.append(Problem(f"{path}: data_directory", "is missing", "Name the directory estd may keep data in."))
+    for name in _PATHS:
+        if name in values:
+            values[name] = (base / values[name]).resolve()
+    for key, where in (("port", "listen.port"), ("ops_port", "ops.port")):
+        if not 0 <= values.get(key, 0) <= 65535:
+            problems.append(Problem(f"{path}: {where}", "is not a port", "Use 1 to 65535, or 0 for any free port."))
+    for key in ("workers", "signers"):
+        if not 0 <= values.get(key, 0) <= 256:
+            problems.append(Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256."))
+    if ("tls_certificate" in values) != ("tls_key" in values):
+        problems.append(
+            Problem(f"{path}: tls", "names only one of certificate and key", "Name both, or none to let estd issue one.")
+        )
+    if sum(key in values for key in ("key_file", "key_environment", "key_credential")) > 1:
+        problems.append(Problem(f"{path}: keys", "names more than one source", "Keep one of file, environment, credential."))
+    if values.get("log_level", "info") not in _LOG_LEVELS:
+        problems.append(Problem(f"{path}: log.level", "is unknown", f"Use one of {', '.join(_LOG_LEVELS)}."))
+    url_file = values.pop("database_url_file", None)
+    if url_file is not None:
+        if "database_url" in values:
+            problems.append(Problem(f"{path}: database", "names url and url_file", "Keep one of them."))
+        try:
+            values["database_url"] = (base / url_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            problems.append(
+                Problem(f"{path}: database.url_file", f"cannot be read ({error.strerror})", "Name a readable file.")
+            )
+    if problems:
+        raise Invalid(problems)
+    if "tls_names" in values:
+        values["tls_names"] = tuple(values["tls_names"])
+    return Config(**values)
+
+
+def read_key_encryption_key(config: Config) -> bytes:
+    """The 32 bytes under which issuer keys are sealed, from the one source that the settings name.
+
+    A file holds 64 hexadecimal digits (or 32 raw bytes) and must not be readable by others; an environment variable
+    holds the digits; a systemd credential is a file below ``$CREDENTIALS_DIRECTORY``. Without a setting the file
+    ``key-encryption.key`` in the data directory is used.
+
+    Raises:
+        Invalid: it is missing, malformed or readable by others.
+    """
+    if config.key_environment is not None:
+        text = os.environ.get(config.key_environment)
+        where = f"environment variable {config.key_environment}"
+        if text is None:
+            raise Invalid([Problem(where, "is not set", "Put 64 hexadecimal digits there (openssl rand -hex 32).")])
+        return _read_key(text.encode(), where)
+    if config.key_credential is not None:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        where = f"systemd credential {config.key_credential}"
+        if directory is None:
+            raise Invalid([Problem(where, "cannot be found", "Start estd from a unit with LoadCredential=.")])
+        return _read_key_file(Path(directory) / config.key_credential, where, check_mode=False)
+    path = config.key_file or default_key_path(config.data_directory)
+    return _read_key_file(path, str(path), check_mode=True)
+
+
+def default_key_path(data_directory: Path) -> Path:
+    """Where the key-encryption key is when the settings do not say."""
+    return data_directory / "key-encryption.key"
+
+
+def _read_key_file(path: Path, where: str, *, check_mode: bool) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        content = path.read_bytes()
+    except OSError as error:
+        raise Invalid(
+            [Problem(where, f"cannot be read ({error.strerror})", "Create it: openssl rand -hex 32 > FILE; chmod 600 FILE.")]
+        ) from None
+    if check_mode and mode & 0o077:
+        raise Invalid([Problem(where, "can be read by others", f"chmod 600 {path}")])
+    return _read_key(content, where)
+
+
+def _read_key(content: bytes, where: str) -> bytes:
+    if len(content) == KEY_BYTES:
+        return content
+    try:
+        key = bytes.fromhex(content.decode("ascii").strip())
+    except (ValueError, UnicodeDecodeError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise Invalid([Problem(where, "does not hold 64 hexadecimal digits", "Create it with: openssl rand -hex 32")])
+    return key

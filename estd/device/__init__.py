@@ -1,0 +1,1 @@
+"""The other end of the wire: an EST client for devices, used by `estd enroll` and by the demonstration."""

@@ -1,0 +1,229 @@
+"""The EST operations (RFC 7030 §4.1, §4.2, §4.5) and the one table that drives dispatch and authorization.
+
+`ROUTES` is the whole of it: an operation that is not in the table does not exist, and one without a declared access
+cannot be written down. The deny matrix in ``tests/unit/est/test_operations.py`` is generated from the same table.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from estd.audit import Event
+from estd.ca.profile import Profile
+from estd.ca.wanted import decide_wanted
+from estd.errors import Code, Refused, Unavailable
+from estd.est import messages
+from estd.ra.admission import Admission, Admitted, Purpose
+from estd.ra.directory import Directory, Place
+from estd.ra.enrollment import Enrollment, Order, write_request_key
+from estd.ra.naming import decide_names
+from estd.ra.trail import Trail
+from estd.wire.csrattrs import write_csrattrs
+from estd.wire.exchange import Exchange, Reply
+from estd.wire.pkcs10 import CertificationRequest, read_request
+
+ROOT: Final = "/.well-known/est/"
+_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}\Z")
+
+
+class Access(enum.Enum):
+    """Who may call an operation."""
+
+    PUBLIC = "public"
+    """Anybody: the answer holds no secret (RFC 7030 §4.1.2, §4.5.1)."""
+    ENROLL = "enroll"
+    """A credential that the profile's `enroll` names."""
+    REENROLL = "reenroll"
+    """The certificate that is to be renewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation: how it is called, who may call it, what carries it out."""
+
+    operation: str
+    method: str
+    access: Access
+    handler: Callable[[Est, Exchange, Place], Awaitable[Reply]]
+
+
+class Est:
+    """Answers EST requests for one worker. `directory` is replaced from outside when the store says so."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        admission: Admission,
+        enrollment: Enrollment,
+        trail: Trail,
+        count_tolerance: Callable[[str, str], None],
+    ) -> None:
+        self.directory = directory
+        self._admission = admission
+        self._enrollment = enrollment
+        self._trail = trail
+        self._count_tolerance = count_tolerance
+
+    async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
+        """Operation and outcome (for metrics) and the answer; never raises but for a cancelled request."""
+        label: str | None = None
+        operation = "unknown"
+        try:
+            label, route = _find_route(exchange)
+            operation = route.operation
+            place = self.directory.find_place(label)
+            reply = await route.handler(self, exchange, place)
+        except (Refused, Unavailable) as reason:
+            await self._record_refusal(exchange, operation, label, reason)
+            return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id)
+        return operation, "ok", reply
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    async def cacerts(self, exchange: Exchange, place: Place) -> Reply:
+        """RFC 7030 §4.1: the current CA certificates of the ecosystem."""
+        return messages.write_cacerts(
+            place.ecosystem.cacerts, exchange.headers.get("user-agent", ""), place.ecosystem.rules.wrap
+        )
+
+    async def csrattrs(self, exchange: Exchange, place: Place) -> Reply:
+        """RFC 7030 §4.5 as clarified by RFC 9908: what the profile wants in a request."""
+        wanted = decide_wanted(place.profile)
+        return messages.write_csrattrs(None if wanted is None else write_csrattrs(wanted))
+
+    async def simpleenroll(self, exchange: Exchange, place: Place) -> Reply:
+        """RFC 7030 §4.2.1."""
+        return await self._enroll(exchange, place, Purpose.ENROLL)
+
+    async def simplereenroll(self, exchange: Exchange, place: Place) -> Reply:
+        """RFC 7030 §4.2.2."""
+        return await self._enroll(exchange, place, Purpose.REENROLL)
+
+    async def _enroll(self, exchange: Exchange, place: Place, purpose: Purpose) -> Reply:
+        admitted = await self._admission.admit(
+            self.directory, place, purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
+        )
+        profile = place.profile
+        der, tolerances = messages.read_enroll_body(
+            exchange.headers.get("content-type"), exchange.body, strict=profile.strict
+        )
+        for tolerance in tolerances:
+            self._count_tolerance(place.ecosystem.label, tolerance)
+        request = read_request(der)
+        check_binding(request, profile, exchange)
+        order = decide_order(admitted, request, exchange)
+        return messages.write_certificate(await self._enrollment.enroll(order))
+
+    async def _record_refusal(
+        self, exchange: Exchange, operation: str, label: str | None, reason: Refused | Unavailable
+    ) -> None:
+        ecosystem_id = None
+        try:
+            ecosystem_id = self.directory.find_place(label).ecosystem.ecosystem_id
+        except Refused:
+            pass  # the label itself is what was refused; the event says so
+        await self._trail.record(
+            Event(
+                at=exchange.at,
+                kind=f"est.{operation}",
+                outcome="refused" if isinstance(reason, Refused) else "failed",
+                ecosystem=label,
+                ecosystem_id=ecosystem_id,
+                code=reason.code.value,
+                detail=reason.detail,
+                identity=_presented_identity(exchange),
+                address=exchange.peer.address,
+                request_id=exchange.request_id,
+            )
+        )
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route("cacerts", "GET", Access.PUBLIC, Est.cacerts),
+    Route("csrattrs", "GET", Access.PUBLIC, Est.csrattrs),
+    Route("simpleenroll", "POST", Access.ENROLL, Est.simpleenroll),
+    Route("simplereenroll", "POST", Access.REENROLL, Est.simplereenroll),
+)
+_BY_OPERATION: Final[Mapping[str, Route]] = {route.operation: route for route in ROUTES}
+
+
+def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
+    """RFC 7030 §3.2.2: the root, at most one label, the operation. Nothing is decoded, folded or collapsed."""
+    if not exchange.path.startswith(ROOT):
+        raise Refused(Code.PATH_UNKNOWN, f"EST lives below {ROOT}", "RFC 7030 §3.2.2")
+    segments = exchange.path[len(ROOT) :].split("/")
+    if segments[-1] == "" and len(segments) > 1:
+        segments.pop()  # some clients end the path with a slash
+    label = segments[0] if len(segments) == 2 else None
+    route = _BY_OPERATION.get(segments[-1])
+    if len(segments) > 2 or route is None or (label is not None and not _LABEL.match(label)):
+        raise Refused(Code.PATH_UNKNOWN, "no such EST operation here", "RFC 7030 §3.2.2")
+    if exchange.method != route.method and not (exchange.method == "HEAD" and route.method == "GET"):
+        raise Refused(Code.METHOD_NOT_ALLOWED, f"{route.operation} is asked for by {route.method}")
+    return label, route
+
+
+def check_binding(request: CertificationRequest, profile: Profile, exchange: Exchange) -> None:
+    """RFC 7030 §3.5: a channel binding in the CSR must be this channel's, and a profile may demand one.
+
+    TLS 1.2 binds by tls-unique; for TLS 1.3, where that is undefined, the value is tls-exporter (RFC 9266 §3), as
+    RFC 9148 §3 does it. It may stand in challengePassword or in estIdentityLinking (RFC 7894 §3.3).
+    """
+    presented = request.est_identity_linking or request.challenge_password
+    if presented is None:
+        if profile.require_binding:
+            raise Refused(
+                Code.BINDING_REFUSED,
+                "this profile wants the TLS channel binding in challengePassword; see csrattrs",
+                "RFC 7030 §3.5",
+            )
+        return
+    channel = exchange.peer.channel
+    bindings = [channel.channel_binding(kind) for kind in ("tls-exporter", "tls-unique")] if channel else []
+    expected = {messages.write_binding(binding) for binding in bindings if binding is not None}
+    if presented not in expected:
+        raise Refused(
+            Code.BINDING_REFUSED,
+            "challengePassword is not the channel binding of this TLS connection",
+            "RFC 7030 §3.5",
+        )
+
+
+def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Exchange) -> Order:
+    """What exactly is to be issued: the names are fixed here, the rest is the profile's."""
+    place, credential = admitted.place, admitted.credential
+    subject, san = decide_names(admitted, request)
+    operation = admitted.purpose.value
+    return Order(
+        request_key=write_request_key(
+            place.ecosystem.ecosystem_id, credential.identity, operation, request.sha256
+        ),
+        ecosystem_id=place.ecosystem.ecosystem_id,
+        ecosystem_version=place.ecosystem.version,
+        node_id=place.ecosystem.node_id,
+        ecosystem=place.ecosystem.label,
+        profile=place.profile.name,
+        retry_window=timedelta(seconds=place.profile.retry_window_seconds),
+        operation=operation,
+        identity=credential.identity,
+        device=credential.device,
+        csr=request.der,
+        csr_sha256=request.sha256,
+        subject=subject,
+        san=san,
+        code_id=credential.code.code_id if credential.code is not None and credential.code.single_use else None,
+        address=exchange.peer.address,
+        request_id=exchange.request_id,
+    )
+
+
+def _presented_identity(exchange: Exchange) -> str:
+    if exchange.peer.certificates:
+        return "x509:" + hashlib.sha256(exchange.peer.certificates[0]).hexdigest()
+    return ""

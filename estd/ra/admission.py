@@ -1,0 +1,405 @@
+"""Who is asking, and may they: a peer and a credential become an `Admitted`, or a refusal.
+
+TLS proved only that the client holds the key of its certificate. Whether that certificate means anything is decided here,
+per request and for the one ecosystem the label leads to: the path to that ecosystem's anchors (RFC 5280 §6.1, kept for
+the connection and ecosystem version), then time, revocation and role each time anew. An HTTP Basic credential
+(RFC 7030 §3.2.3) is an enrollment code of that ecosystem.
+
+An `Admitted` is made only by `Admission`; `estd.ra.enrollment` accepts nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import hashlib
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from estd.errors import Code, Refused, Unavailable
+from estd.names import device_name, normalise_device
+from estd.ra.directory import Directory, LiveEcosystem, LiveIssuer, Place
+from estd.store.contract import Device, EnrollmentCode, Store, StoredCertificate
+from estd.wire.exchange import Peer
+
+_FAILURES_BEFORE_PAUSE: Final = 10
+_FAILURE_PAUSE_SECONDS: Final = 300
+_FAILURES_REMEMBERED: Final = 10_000
+
+
+class Purpose(enum.Enum):
+    """What the caller wants to be admitted for."""
+
+    ENROLL = "simpleenroll"
+    REENROLL = "simplereenroll"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A checked credential of one ecosystem.
+
+    `identity` names the credential itself (``x509:SHA256`` of the certificate, ``code:DEVICE``), `device` is what an
+    operator calls its bearer. `subject` and `san` are DER (Name; GeneralNames or None).
+    """
+
+    kind: str
+    """``anchor`` (a maker's IDevID), ``issued`` (a certificate of ours) or ``code``."""
+    identity: str
+    device: str
+    subject: bytes
+    san: bytes | None
+    spki_sha256: bytes | None = None
+    """Of the certificate's key; None for a code."""
+    anchor: str | None = None
+    issued: StoredCertificate | None = None
+    code: EnrollmentCode | None = None
+
+
+_SEAL = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A credential that may ask for a certificate under `place.profile` now. Only `Admission` makes one."""
+
+    credential: Credential
+    place: Place
+    purpose: Purpose
+    inventory: Device | None
+    """Present when the profile takes a name from the inventory."""
+    _seal: object = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("an Admitted is made by Admission only")
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A validated path, kept for the connection. The window is the intersection of all its certificates' validity."""
+
+    leaf: x509.Certificate
+    anchor: str | None
+    issuer: LiveIssuer | None
+    starts: datetime
+    ends: datetime
+    spki_sha256: bytes
+    ignore_expiry: bool
+
+
+class Admission:
+    """Admits callers against the ecosystem their label leads to."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._failures: OrderedDict[tuple[int, str], tuple[int, datetime]] = OrderedDict()
+
+    async def admit(
+        self, directory: Directory, place: Place, purpose: Purpose, peer: Peer, authorization: str | None, now: datetime
+    ) -> Admitted:
+        """Check whatever credential the caller brought, and whether it may use the profile.
+
+        Raises:
+            Refused: CREDENTIAL_MISSING or CREDENTIAL_INVALID (401), or why the certificate does not do (403).
+            Unavailable: the store could not be asked.
+        """
+        if authorization is not None and purpose is Purpose.ENROLL:
+            # A code is shown on purpose, a TLS certificate often is not (RFC 7030 §3.2.3): the code decides.
+            credential = await self._admit_code(place, authorization, now)
+        elif peer.certificates:
+            credential = await self._admit_certificate(directory, place.ecosystem, peer, now)
+        else:
+            detail = (
+                "renewal needs the TLS client certificate that is to be renewed"
+                if purpose is Purpose.REENROLL
+                else "show a TLS client certificate or an enrollment code by HTTP Basic"
+            )
+            raise Refused(Code.CREDENTIAL_MISSING, detail, "RFC 7030 §3.2.3")
+        if purpose is Purpose.ENROLL and _renews_instead(place, credential):
+            purpose = Purpose.REENROLL
+        _check_role(place, purpose, credential)
+        inventory = None
+        if "inventory" in (place.profile.subject, place.profile.san) and purpose is Purpose.ENROLL:
+            inventory = await self._store.find_device(place.ecosystem.ecosystem_id, credential.device)
+            if inventory is None:
+                raise Refused(Code.NOT_AUTHORIZED, "this device is not in the ecosystem's inventory")
+        return Admitted(credential, place, purpose, inventory, _SEAL)
+
+    # --- certificates --------------------------------------------------------------------------------------------
+
+    async def _admit_certificate(
+        self, directory: Directory, ecosystem: LiveEcosystem, peer: Peer, now: datetime
+    ) -> Credential:
+        key = ("path", ecosystem.ecosystem_id, ecosystem.version)
+        path = peer.memo.get(key)
+        if path is None:
+            path = _validate_path(ecosystem, peer, now)
+            peer.memo[key] = path
+        _check_window(path, now)
+        if path.issuer is None:
+            return _idevid_credential(path, peer)
+        issuer_id = path.issuer.record.issuer_id
+        serial = _serial_octets(path.leaf)
+        if (issuer_id, serial) in directory.revoked:
+            raise Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
+        stored_key = ("stored", issuer_id, serial)
+        stored = peer.memo.get(stored_key)
+        if stored is None:
+            stored = await self._store.find_certificate(issuer_id, serial)
+            # The whole certificate is compared, not only issuer and serial (CVE-2024-2048 came from less).
+            if stored is None or not hmac.compare_digest(stored.certificate, peer.certificates[0]):
+                raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate")
+            peer.memo[stored_key] = stored
+        if stored.revoked_at is not None:
+            raise Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
+        return Credential(
+            kind="issued",
+            identity=_certificate_identity(peer),
+            device=stored.device,
+            subject=path.leaf.subject.public_bytes(),
+            san=_san_octets(path.leaf),
+            issued=stored,
+            spki_sha256=path.spki_sha256,
+        )
+
+    # --- enrollment codes ------------------------------------------------------------------------------------------
+
+    async def _admit_code(self, place: Place, authorization: str, now: datetime) -> Credential:
+        user, secret = _read_basic(authorization)
+        ecosystem = place.ecosystem
+        device = normalise_device(user)
+        self._check_pause(ecosystem.ecosystem_id, device, now)
+        codes = await self._store.find_codes(ecosystem.ecosystem_id, device)
+        presented = hash_secret(secret)
+        # Every stored hash is compared, and an unknown device costs one comparison too, so that the time taken does
+        # not tell whether a device exists.
+        match: EnrollmentCode | None = None
+        for code in codes or [_NO_CODE]:
+            if hmac.compare_digest(code.secret_sha256, presented) and code is not _NO_CODE:
+                match = code
+        if match is None:
+            self._count_failure(ecosystem.ecosystem_id, device, now)
+            raise Refused(Code.CREDENTIAL_INVALID, "unknown device or wrong enrollment code", "RFC 7030 §3.2.3")
+        if match.expires_at is not None and match.expires_at <= now:
+            raise Refused(Code.CREDENTIAL_INVALID, "this enrollment code has expired", "RFC 7030 §3.2.3")
+        if match.profile is not None and match.profile != place.profile.name:
+            raise Refused(Code.NOT_AUTHORIZED, "this enrollment code is for another profile")
+        self._failures.pop((ecosystem.ecosystem_id, device), None)
+        return Credential(
+            kind="code",
+            identity=f"code:{match.code_id}:{device}",
+            device=device,
+            subject=_common_name(user.strip()),
+            san=None,
+            code=match,
+        )
+
+    def _check_pause(self, ecosystem_id: int, device: str, now: datetime) -> None:
+        failures, last = self._failures.get((ecosystem_id, device), (0, now))
+        waited = (now - last).total_seconds()
+        if failures >= _FAILURES_BEFORE_PAUSE and waited < _FAILURE_PAUSE_SECONDS:
+            raise Unavailable(
+                Code.RATE_LIMITED,
+                "too many wrong enrollment codes for this device",
+                max(1, int(_FAILURE_PAUSE_SECONDS - waited)),
+            )
+
+    def _count_failure(self, ecosystem_id: int, device: str, now: datetime) -> None:
+        failures, _ = self._failures.pop((ecosystem_id, device), (0, now))
+        self._failures[(ecosystem_id, device)] = (failures + 1, now)
+        while len(self._failures) > _FAILURES_REMEMBERED:
+            self._failures.popitem(last=False)
+
+
+def hash_secret(secret: str) -> bytes:
+    """What is stored of an enrollment code.
+
+    A plain hash is enough because codes are generated with 100 bits of entropy and never chosen by people
+    (`estd.ra.codes`); a slow hash would only give an attacker a lever on the server's CPU.
+    """
+    return hashlib.sha256(b"estd enrollment code\x00" + secret.encode("utf-8", "surrogateescape")).digest()
+
+
+# --- private -------------------------------------------------------------------------------------------------------
+
+_NO_CODE = EnrollmentCode(0, 0, "", bytes(32), True, None, None, datetime.min, None)
+
+
+def _read_basic(authorization: str) -> tuple[str, str]:
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        raise Refused(Code.CREDENTIAL_INVALID, "only the Basic scheme is understood", "RFC 7030 §3.2.3")
+    try:
+        text = base64.b64decode(value.strip(), validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        raise Refused(Code.CREDENTIAL_INVALID, "the Basic credentials are not base64 of UTF-8 text") from None
+    user, colon, secret = text.partition(":")
+    if not colon:
+        raise Refused(Code.CREDENTIAL_INVALID, "the Basic credentials hold no colon (RFC 7617 §2)")
+    return user, secret
+
+
+def _common_name(device: str) -> bytes:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)]).public_bytes()
+
+
+def _renews_instead(place: Place, credential: Credential) -> bool:
+    # Some fleets renew through simpleenroll with the certificate they hold; a profile may say so.
+    return (
+        place.profile.treat_as_reenroll
+        and credential.issued is not None
+        and credential.issued.profile == place.profile.name
+    )
+
+
+def _check_role(place: Place, purpose: Purpose, credential: Credential) -> None:
+    profile = place.profile
+    if purpose is Purpose.REENROLL:
+        if credential.issued is None:
+            raise Refused(
+                Code.NOT_AUTHORIZED, "only a certificate issued by this ecosystem can be renewed", "RFC 7030 §4.2.2"
+            )
+        if credential.issued.profile != profile.name:
+            raise Refused(Code.NOT_AUTHORIZED, "this certificate was issued under another profile", "RFC 7030 §4.2.2")
+        if profile.renew == "never":
+            raise Refused(Code.RENEWAL_REFUSED, "this profile does not renew; enroll again", "RFC 7030 §4.2.2")
+        return
+    if credential.kind == "anchor":
+        wanted = f"anchor:{credential.anchor}"
+    elif credential.issued is not None:
+        wanted = f"issued:{credential.issued.profile}"
+    else:
+        wanted = "code"
+    if wanted not in profile.enroll:
+        raise Refused(Code.NOT_AUTHORIZED, "this credential may not enroll under this profile", "RFC 7030 §3.7")
+
+
+def _validate_path(ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> _Path:
+    try:
+        leaf = x509.load_der_x509_certificate(peer.certificates[0])
+        rest = [x509.load_der_x509_certificate(der) for der in peer.certificates[1:]]
+        issuer = _find_issuer(ecosystem, leaf)
+        _check_leaf(leaf)
+    except ValueError:
+        raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read") from None
+    starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    spki_sha256 = hashlib.sha256(
+        leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).digest()
+    if issuer is not None:
+        return _Path(leaf, None, issuer, starts, ends, spki_sha256, ignore_expiry=False)
+    if ecosystem.policy is None:
+        raise _untrusted()
+    # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
+    # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
+    judged = min(max(now, starts), ends)
+    try:
+        chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf, rest).chain
+    except verification.VerificationError:
+        raise _untrusted() from None
+    anchor = ecosystem.anchor_names[chain[-1].public_bytes(Encoding.DER)]
+    return _Path(
+        leaf=leaf,
+        anchor=anchor.name,
+        issuer=None,
+        starts=max(certificate.not_valid_before_utc for certificate in chain),
+        ends=min(certificate.not_valid_after_utc for certificate in chain),
+        spki_sha256=spki_sha256,
+        ignore_expiry=anchor.ignore_expiry,
+    )
+
+
+def _untrusted() -> Refused:
+    return Refused(
+        Code.CERTIFICATE_UNTRUSTED,
+        "no path from this client certificate to a trust anchor of this ecosystem",
+        "RFC 5280 §6.1",
+    )
+
+
+def _find_issuer(ecosystem: LiveEcosystem, leaf: x509.Certificate) -> LiveIssuer | None:
+    subject = leaf.issuer.public_bytes()
+    for issuer in ecosystem.issuers:
+        if issuer.subject != subject:
+            continue
+        try:
+            leaf.verify_directly_issued_by(issuer.certificate)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return issuer
+    return None
+
+
+def _check_leaf(leaf: x509.Certificate) -> None:
+    """Refuse certificates that must not act as a client, whoever signed them (RFC 5280 §4.2.1.3, §4.2.1.9, §4.2.1.12)."""
+    constraints = _find_extension(leaf, ExtensionOID.BASIC_CONSTRAINTS)
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        raise Refused(Code.CERTIFICATE_UNFIT, "a CA certificate cannot act as a device", "RFC 5280 §4.2.1.9")
+    usage = _find_extension(leaf, ExtensionOID.KEY_USAGE)
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        raise Refused(Code.CERTIFICATE_UNFIT, "its key usage does not allow digitalSignature", "RFC 5280 §4.2.1.3")
+    purposes = _find_extension(leaf, ExtensionOID.EXTENDED_KEY_USAGE)
+    if isinstance(purposes, x509.ExtendedKeyUsage) and not (
+        ExtendedKeyUsageOID.CLIENT_AUTH in purposes or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in purposes
+    ):
+        raise Refused(Code.CERTIFICATE_UNFIT, "its extended key usage lacks clientAuth", "RFC 5280 §4.2.1.12")
+
+
+def _find_extension(leaf: x509.Certificate, oid: x509.ObjectIdentifier) -> x509.ExtensionType | None:
+    try:
+        return leaf.extensions.get_extension_for_oid(oid).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _check_window(path: _Path, now: datetime) -> None:
+    if now < path.starts:
+        raise Refused(
+            Code.CERTIFICATE_NOT_YET_VALID,
+            f"the client certificate is not valid before {path.starts:%Y-%m-%dT%H:%M:%SZ}; here it is "
+            f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "RFC 5280 §6.1.3",
+        )
+    if now > path.ends and not path.ignore_expiry:
+        raise Refused(
+            Code.CERTIFICATE_EXPIRED,
+            f"the client certificate expired at {path.ends:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
+            "RFC 5280 §6.1.3",
+        )
+
+
+def _idevid_credential(path: _Path, peer: Peer) -> Credential:
+    subject = path.leaf.subject.public_bytes()
+    return Credential(
+        kind="anchor",
+        identity=_certificate_identity(peer),
+        device=device_name(subject),
+        subject=subject,
+        san=_san_octets(path.leaf),
+        anchor=path.anchor,
+        spki_sha256=path.spki_sha256,
+    )
+
+
+def _certificate_identity(peer: Peer) -> str:
+    return "x509:" + hashlib.sha256(peer.certificates[0]).hexdigest()
+
+
+def _serial_octets(leaf: x509.Certificate) -> bytes:
+    number = leaf.serial_number
+    return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _san_octets(leaf: x509.Certificate) -> bytes | None:
+    extension = _find_extension(leaf, ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
+    return None if extension is None else extension.public_bytes()

@@ -1,0 +1,156 @@
+"""The ecosystems as a worker sees them now, and where a label leads.
+
+A `Directory` is replaced as a whole whenever the store says that something changed; a request takes its `Place` once and
+uses nothing else, so it never sees half of an old rule and half of a new one. No I/O happens here: the worker hands in
+what it read from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.x509 import verification
+
+from estd.ca.ecosystem import Anchor, Ecosystem, load_document
+from estd.ca.profile import Profile
+from estd.errors import Code, Refused
+from estd.store.contract import EcosystemRecord, IssuerRecord, Revocation
+
+# IDevIDs carry neither the SAN nor the EKU that the default policy wants (IEEE 802.1AR §8); what a leaf must and must
+# not say is checked by `estd.ra.admission`, and the CA certificates keep the library's own rules (RFC 5280 §6.1).
+_MAXIMUM_CHAIN_DEPTH = 5
+_LEAF_POLICY = verification.ExtensionPolicy.permit_all()
+_CA_POLICY = verification.ExtensionPolicy.permit_all().require_present(
+    x509.BasicConstraints, verification.Criticality.AGNOSTIC, None
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveIssuer:
+    """One of our issuers, parsed once."""
+
+    record: IssuerRecord
+    certificate: x509.Certificate
+    subject: bytes
+    """DER of the Name, as it stands in the issuer field of what it signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveEcosystem:
+    """One version of one ecosystem, ready to use."""
+
+    ecosystem_id: int
+    node_id: int
+    version: int
+    rules: Ecosystem
+    issuers: tuple[LiveIssuer, ...]
+    policy: verification.PolicyBuilder | None
+    """Path validation against the makers' anchors; None when the ecosystem has none."""
+    anchor_names: Mapping[bytes, Anchor]
+    """DER of an anchor certificate → the anchor it belongs to."""
+    cacerts: tuple[bytes, ...]
+    """What `GET cacerts` tells: the root and intermediates of every active issuer (RFC 7030 §4.1.3), roots first."""
+
+    @property
+    def label(self) -> str:
+        """The EST label of the ecosystem itself."""
+        return self.rules.label
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a label leads: an ecosystem and the profile that is used there."""
+
+    ecosystem: LiveEcosystem
+    profile: Profile
+
+
+class Directory:
+    """All ecosystems by label, and the revoked serials of all issuers."""
+
+    def __init__(self, records: Iterable[EcosystemRecord], revocations: Iterable[Revocation], default: str | None):
+        self._places: dict[str, Place] = {}
+        self._default = default
+        self.ecosystems: dict[int, LiveEcosystem] = {}
+        for record in records:
+            live = _read_ecosystem(record)
+            self.ecosystems[live.ecosystem_id] = live
+            rules = live.rules
+            for profile in rules.profiles.values():
+                if profile.label is not None:
+                    self._places[profile.label] = Place(live, profile)
+            if rules.default_profile is not None:
+                self._places[rules.label] = Place(live, rules.profiles[rules.default_profile])
+        self.revoked = {(revocation.issuer_id, revocation.serial) for revocation in revocations}
+
+    def find_place(self, label: str | None) -> Place:
+        """Where a path with that label, or with none, leads.
+
+        Raises:
+            Refused: LABEL_UNKNOWN.
+        """
+        if label is None:
+            # RFC 7030 §3.2.2 leaves the path without a label to the server; the operator names what it means.
+            if self._default is None or self._default not in self._places:
+                raise Refused(
+                    Code.LABEL_UNKNOWN,
+                    "this server has no default ecosystem: put your ecosystem's label into the path, "
+                    "/.well-known/est/LABEL/OPERATION",
+                    "RFC 7030 §3.2.2",
+                )
+            return self._places[self._default]
+        try:
+            return self._places[label]
+        except KeyError:
+            raise Refused(
+                Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2"
+            ) from None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label that leads somewhere."""
+        return tuple(sorted(self._places))
+
+
+def _read_ecosystem(record: EcosystemRecord) -> LiveEcosystem:
+    rules = load_document(record.document)
+    issuers = tuple(_read_issuer(issuer) for issuer in record.issuers)
+    anchors: dict[bytes, Anchor] = {}
+    for anchor in rules.anchors:
+        for der in anchor.certificates:
+            anchors[der] = anchor
+    policy = None
+    if anchors:
+        policy = (
+            verification.PolicyBuilder()
+            .store(verification.Store([x509.load_der_x509_certificate(der) for der in anchors]))
+            .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
+            .max_chain_depth(_MAXIMUM_CHAIN_DEPTH)
+        )
+    return LiveEcosystem(
+        ecosystem_id=record.ecosystem_id,
+        node_id=record.node_id,
+        version=record.version,
+        rules=rules,
+        issuers=issuers,
+        policy=policy,
+        anchor_names=anchors,
+        cacerts=_choose_cacerts(rules, issuers),
+    )
+
+
+def _read_issuer(record: IssuerRecord) -> LiveIssuer:
+    certificate = x509.load_der_x509_certificate(record.certificate)
+    return LiveIssuer(record, certificate, certificate.subject.public_bytes())
+
+
+def _choose_cacerts(rules: Ecosystem, issuers: tuple[LiveIssuer, ...]) -> tuple[bytes, ...]:
+    named = {spec.name for spec in rules.issuers}
+    active: dict[str, LiveIssuer] = {}
+    for issuer in issuers:
+        if issuer.record.name in named:
+            active[issuer.record.name] = issuer
+    ordered = sorted(active.values(), key=lambda issuer: (issuer.record.parent_id is not None, issuer.record.issuer_id))
+    return tuple(issuer.record.certificate for issuer in ordered)

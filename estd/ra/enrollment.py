@@ -1,0 +1,402 @@
+"""The one road to a certificate: an `Admitted` and a CSR become a certificate that is on record, or nothing.
+
+    admitted → prepared by a signer → INTENT committed → journaled and signed → ISSUED committed → delivered
+
+Every protocol comes this way, and so does the server's own certificate. Requests travel in groups: while one group is on
+its way the next one gathers, so an idle server adds no delay and a busy one pays two commits and one journal flush for
+many certificates.
+
+Promises:
+
+* A certificate that leaves here is committed; one that might have been signed is on record as an intent.
+* The same request (ecosystem, identity, operation, CSR) within the profile's retry window gets the same bytes.
+* An error from the store means "unknown": the call is repeated or looked up, and no serial is signed for two contents.
+* What cannot be finished now is an `Unavailable`; the same request will find whatever became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
+
+from cryptography import x509
+
+from estd.audit import Event
+from estd.errors import Broken, Code, Refused, Unavailable
+from estd.ra.admission import Admitted
+from estd.signer.client import SignerPool
+from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict
+from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+_GROUP_SIZE: Final = 64
+_GROUPS_AT_ONCE: Final = 2
+_WAITING_AT_MOST: Final = 2000
+_DEADLINE_SECONDS: Final = 15.0
+_STORE_ATTEMPTS: Final = 3
+_ROUNDS: Final = 6
+"""How often one request may start over: its signer died, or another request's crashed intent stood in its way."""
+_PENDING_POLLS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_RESUME_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.4)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request that is admitted and whose names are decided; all that a signer and the store need to know of it."""
+
+    request_key: bytes
+    ecosystem_id: int
+    ecosystem_version: int
+    node_id: int
+    ecosystem: str
+    profile: str
+    retry_window: timedelta
+    operation: str
+    identity: str
+    device: str
+    csr: bytes
+    csr_sha256: bytes
+    subject: bytes
+    san: bytes | None
+    code_id: int | None
+    address: str
+    request_id: str
+
+
+def write_request_key(ecosystem_id: int, identity: str, operation: str, csr_sha256: bytes) -> bytes:
+    """What makes a retry a retry: 32 bytes that are equal for equal requests of one identity in one ecosystem."""
+    parts = f"estd request\x00{ecosystem_id}\x00{identity}\x00{operation}\x00".encode()
+    return hashlib.sha256(parts + csr_sha256).digest()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    order: Order
+    answer: asyncio.Future[bytes]
+
+
+class _StartOver(Exception):
+    """The request holds nothing and may be prepared again."""
+
+
+class Enrollment:
+    """Takes orders from all requests of one worker and carries them out in groups."""
+
+    def __init__(
+        self, store: Store, signers: SignerPool, clock: Callable[[], datetime], observe: Callable[[str, float], None]
+    ) -> None:
+        self._store = store
+        self._signers = signers
+        self._clock = clock
+        self._observe = observe
+        self._gathering: list[_Waiting] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Orders that no group has taken yet."""
+        return len(self._gathering)
+
+    async def enroll(self, order: Order) -> bytes:
+        """Carry out one order; the certificate's DER.
+
+        Raises:
+            Refused: the profile does not allow what is asked; nothing was recorded but the refusal.
+            Unavailable: not now; nothing is lost, and the same request may be sent again.
+        """
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                for _ in range(_ROUNDS):
+                    try:
+                        return await self._join_group(order)
+                    except _StartOver:
+                        continue
+        except TimeoutError:
+            raise Unavailable(Code.OVERLOADED, "this took too long; send the same request again") from None
+        raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer could finish this request; send it again")
+
+    async def drain(self) -> None:
+        """Wait until everything under way has an answer."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def settle(self, intent: Intent) -> bytes | None:
+        """Find out what became of an intent that has no result, and record it.
+
+        Returns the certificate if it was signed; None when the intent is closed and its request key is free.
+
+        Raises:
+            Unavailable: its signer or the store cannot be asked now.
+        """
+        answer = await self._resume(intent)
+        if isinstance(answer, bytes):
+            await self._record([_write_issued(intent, answer, self._clock(), "", "")])
+            return answer
+        closing = Closing.VOID if answer is Verdict.NEVER_SIGNED else Closing.ORPHAN
+        await self._store.close_intent(intent.issuer_id, intent.serial, closing)
+        _log.warning(
+            "intent closed",
+            extra={"closing": closing.value, "serial": intent.serial.hex(), "device": intent.device},
+        )
+        return None
+
+    # --- groups ----------------------------------------------------------------------------------------------------
+
+    async def _join_group(self, order: Order) -> bytes:
+        if len(self._gathering) >= _WAITING_AT_MOST:
+            raise Unavailable(Code.OVERLOADED, "too many requests are waiting", 10)
+        waiting = _Waiting(order, asyncio.get_running_loop().create_future())
+        self._gathering.append(waiting)
+        if len(self._under_way) < _GROUPS_AT_ONCE:
+            self._send_group()
+        return await waiting.answer
+
+    def _send_group(self) -> None:
+        group, self._gathering = self._gathering[:_GROUP_SIZE], self._gathering[_GROUP_SIZE:]
+        task = asyncio.get_running_loop().create_task(self._carry_out(group))
+        self._under_way.add(task)
+        task.add_done_callback(self._group_done)
+
+    def _group_done(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._gathering:
+            self._send_group()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a group failed", exc_info=task.exception())
+
+    async def _carry_out(self, group: list[_Waiting]) -> None:
+        # Whoever stopped waiting before anything was committed is dropped; later on nobody is.
+        group = [waiting for waiting in group if not waiting.answer.done()]
+        if not group:
+            return
+        self._observe("group_size", len(group))
+        try:
+            await self._issue(group)
+        except (Unavailable, Refused) as reason:
+            _fail(group, reason)
+        except BaseException as fault:
+            _fail(group, Broken("issuance failed"))
+            raise fault
+
+    async def _issue(self, group: list[_Waiting]) -> None:
+        journal, prepared = await self._prepare(group)
+        if not prepared:
+            return
+        now = self._clock()
+        intents = [_write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
+        started = asyncio.get_running_loop().time()
+        outcomes = await self._insist(lambda: self._store.reserve_intents(intents))
+        self._observe("reserve_seconds", asyncio.get_running_loop().time() - started)
+        mine: list[tuple[_Waiting, Intent]] = []
+        for (waiting, _), intent, outcome in zip(prepared, intents, outcomes, strict=True):
+            if outcome is Outcome.RESERVED:
+                mine.append((waiting, intent))
+            elif outcome is Outcome.EXISTS:
+                self._follow(waiting, self._answer_again(waiting.order))
+            else:
+                _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
+        if mine:
+            await self._sign(journal, mine)
+
+    async def _prepare(self, group: list[_Waiting]) -> tuple[str, list[tuple[_Waiting, PreparedItem]]]:
+        items = [
+            PrepareItem(
+                request_key=waiting.order.request_key,
+                ecosystem_id=waiting.order.ecosystem_id,
+                version=waiting.order.ecosystem_version,
+                profile=waiting.order.profile,
+                csr=waiting.order.csr,
+                subject=waiting.order.subject,
+                san=waiting.order.san,
+            )
+            for waiting in group
+        ]
+        journal, results = await self._signers.prepare(items)
+        prepared: list[tuple[_Waiting, PreparedItem]] = []
+        for waiting, result in zip(group, results, strict=True):
+            if isinstance(result, RefusedItem):
+                _refuse(waiting, _read_refusal(result))
+            else:
+                prepared.append((waiting, result))
+        return journal, prepared
+
+    async def _sign(self, journal: str, mine: list[tuple[_Waiting, Intent]]) -> None:
+        started = asyncio.get_running_loop().time()
+        try:
+            sealed: Sequence[bytes | RefusedItem] = await self._signers.seal(
+                journal, [SealItem(intent.issuer_id, intent.serial) for _, intent in mine]
+            )
+        except Unavailable:
+            # The signer may have died before, while or after it signed: its journal will tell.
+            for waiting, intent in mine:
+                self._follow(waiting, self._settle_or_start_over(intent))
+            return
+        self._observe("seal_seconds", asyncio.get_running_loop().time() - started)
+        now = self._clock()
+        done: list[tuple[_Waiting, bytes, Issued]] = []
+        for (waiting, intent), result in zip(mine, sealed, strict=True):
+            if isinstance(result, bytes):
+                order = waiting.order
+                done.append(
+                    (waiting, result, _write_issued(intent, result, now, order.address, order.request_id))
+                )
+            else:
+                self._follow(waiting, self._settle_or_start_over(intent))
+        if not done:
+            return
+        started = asyncio.get_running_loop().time()
+        await self._record([issued for _, _, issued in done])
+        self._observe("record_seconds", asyncio.get_running_loop().time() - started)
+        for waiting, certificate, _ in done:
+            if not waiting.answer.done():
+                waiting.answer.set_result(certificate)
+
+    # --- what is not the plain road --------------------------------------------------------------------------------
+
+    def _follow(self, waiting: _Waiting, answer: Awaitable[bytes]) -> None:
+        """Finish one order outside its group, so that nobody else waits for it."""
+
+        async def finish() -> None:
+            try:
+                certificate = await answer
+            except (Unavailable, Refused, _StartOver) as reason:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(reason)
+            except BaseException as fault:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(Broken("issuance failed"))
+                raise fault
+            else:
+                if not waiting.answer.done():
+                    waiting.answer.set_result(certificate)
+
+        task = asyncio.get_running_loop().create_task(finish())
+        self._under_way.add(task)
+        task.add_done_callback(self._group_done)
+
+    async def _answer_again(self, order: Order) -> bytes:
+        """Another intent holds the request key: a retry, or the same request twice at once."""
+        issuance: Issuance | None = None
+        for pause in _PENDING_POLLS:
+            issuance = (await self._store.find_issuances([order.request_key])).get(order.request_key)
+            if issuance is None:
+                raise _StartOver
+            if issuance.certificate is not None:
+                return await self._repeat(order, issuance)
+            await asyncio.sleep(pause)
+        assert issuance is not None
+        return await self._settle_or_start_over(issuance.intent)
+
+    async def _repeat(self, order: Order, issuance: Issuance) -> bytes:
+        assert issuance.certificate is not None
+        assert issuance.issued_at is not None
+        if self._clock() - issuance.issued_at <= order.retry_window:
+            self._observe("repeated", 1)
+            return issuance.certificate
+        intent = issuance.intent
+        await self._insist(lambda: self._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
+        raise _StartOver
+
+    async def _settle_or_start_over(self, intent: Intent) -> bytes:
+        certificate = await self.settle(intent)
+        if certificate is None:
+            raise _StartOver
+        return certificate
+
+    async def _resume(self, intent: Intent) -> bytes | Verdict:
+        item = ResumeItem(intent.issuer_id, intent.serial, intent.tbs_sha256)
+        for pause in (*_RESUME_PAUSES, None):
+            try:
+                return (await self._signers.resume(intent.journal, [item]))[0]
+            except Unavailable:
+                if pause is None:
+                    raise
+            # A signer that died is back within a second or two, with its journal.
+            await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+    async def _record(self, issued: list[Issued]) -> None:
+        await self._insist(lambda: self._store.record_issued(issued))
+
+    async def _insist(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Repeat a store call whose outcome is unknown; every writing call is safe to repeat (`estd.store.contract`)."""
+        for attempt in range(1, _STORE_ATTEMPTS):
+            try:
+                return await call()
+            except Unavailable:
+                _log.warning("the store did not answer", extra={"attempt": attempt})
+                await asyncio.sleep(0.1 * attempt)
+        return await call()
+
+
+# --- private -------------------------------------------------------------------------------------------------------
+
+
+def _write_intent(order: Order, item: PreparedItem, journal: str, now: datetime) -> Intent:
+    return Intent(
+        request_key=order.request_key,
+        issuer_id=item.issuer_id,
+        serial=item.serial,
+        ecosystem_id=order.ecosystem_id,
+        ecosystem_version=order.ecosystem_version,
+        node_id=order.node_id,
+        profile=order.profile,
+        operation=order.operation,
+        identity=order.identity,
+        device=order.device,
+        csr_sha256=order.csr_sha256,
+        spki_sha256=item.spki_sha256,
+        tbs_sha256=item.tbs_sha256,
+        journal=journal,
+        code_id=order.code_id,
+        created_at=now,
+    )
+
+
+def _write_issued(intent: Intent, certificate: bytes, now: datetime, address: str, request_id: str) -> Issued:
+    parsed = x509.load_der_x509_certificate(certificate)
+    return Issued(
+        issuer_id=intent.issuer_id,
+        serial=intent.serial,
+        certificate=certificate,
+        not_before=parsed.not_valid_before_utc,
+        not_after=parsed.not_valid_after_utc,
+        issued_at=now,
+        event=Event(
+            at=now,
+            kind=f"est.{intent.operation}",
+            outcome="granted",
+            ecosystem_id=intent.ecosystem_id,
+            identity=intent.identity,
+            address=address,
+            request_id=request_id,
+            issuer_id=intent.issuer_id,
+            serial=intent.serial.hex(),
+            extra={"device": intent.device, "profile": intent.profile},
+        ),
+    )
+
+
+def _read_refusal(item: RefusedItem) -> Refused | Unavailable:
+    code = Code(item.code)
+    if code in (Code.SIGNER_UNAVAILABLE, Code.OVERLOADED):
+        return Unavailable(code, item.detail, 1)
+    return Refused(code, item.detail, item.clause)
+
+
+def _refuse(waiting: _Waiting, reason: Refused | Unavailable) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(reason)
+
+
+def _fail(group: list[_Waiting], reason: Exception) -> None:
+    for waiting in group:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(reason)

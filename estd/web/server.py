@@ -1,0 +1,161 @@
+"""HTTP under EST: aiohttp's low-level server turns a request into an `Exchange` and a `Reply` into a response.
+
+The caps of this floor: no request body beyond 64 KiB, none slower than ten seconds, none with a Content-Encoding (a
+decoder is an amplifier), one request at a time on a connection. What a path means is the protocol's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from estd.errors import Code, Refused, Unavailable
+from estd.web import metrics
+from estd.wire.exchange import Exchange, Peer, Reply
+
+_log = logging.getLogger(__name__)
+
+BODY_AT_MOST_BYTES: Final = 64 * 1024
+BODY_SECONDS: Final = 10.0
+_HEAD_AT_MOST_BYTES: Final = 8190
+_HEADERS_AT_MOST: Final = 64
+_SERVER_NAME: Final = "estd"
+
+Protocol = Callable[[Exchange], Awaitable[tuple[str, str, Reply]]]
+"""Operation, outcome and answer of one exchange; never raises."""
+WriteRefusal = Callable[[Refused | Unavailable, str], Reply]
+
+
+class Site:
+    """Answers HTTP requests of one worker with one protocol."""
+
+    def __init__(self, protocol: Protocol, write_refusal: WriteRefusal) -> None:
+        self._protocol = protocol
+        self._write_refusal = write_refusal
+        self._in_hand = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+        """When set, each answer closes its connection."""
+        self.http = web.Server(
+            self._handle,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=3600.0,  # the TLS floor ends idle connections, and counts them
+            max_line_size=_HEAD_AT_MOST_BYTES,
+            max_field_size=_HEAD_AT_MOST_BYTES,
+            max_headers=_HEADERS_AT_MOST,
+            lingering_time=0.0,
+            read_bufsize=BODY_AT_MOST_BYTES,
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Let requests in hand finish, then close what is idle."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("requests were cut off by the drain deadline", extra={"requests": self._in_hand})
+        await self.http.shutdown(1.0)
+
+    async def _handle(self, request: BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        assert transport is not None
+        transport.request_began()  # type: ignore[attr-defined]  # estd.web.tls.TlsTransport
+        self._in_hand += 1
+        self._idle.clear()
+        started = time.perf_counter()
+        request_id = secrets.token_hex(8)
+        operation, outcome = "unknown", Code.INTERNAL.value
+        try:
+            operation, outcome, reply = await self._answer(request, request_id)
+        except (Refused, Unavailable) as reason:
+            outcome = reason.code.value
+            reply = self._write_refusal(reason, request_id)
+        except ConnectionError:
+            outcome = "gone"
+            raise
+        except Exception:
+            # The last resort of a server: one request's fault must not become its neighbours'.
+            _log.exception("request failed", extra={"request_id": request_id, "path": request.path})
+            reply = self._write_refusal(
+                Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), request_id
+            )
+        finally:
+            self._in_hand -= 1
+            if self._in_hand == 0:
+                self._idle.set()
+            transport.request_ended()  # type: ignore[attr-defined]
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels(operation, outcome).inc()
+            metrics.REQUEST_SECONDS.labels(operation).observe(seconds)
+        response = _write_response(reply, request.method)
+        if self.draining or reply.status in _CLOSING_STATUSES:
+            response.force_close()
+        return response
+
+    async def _answer(self, request: BaseRequest, request_id: str) -> tuple[str, str, Reply]:
+        headers = request.headers
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
+        body = b""
+        if request.can_read_body:
+            body = await _read_body(request)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        peer: Peer = transport.get_extra_info("estd.peer")
+        exchange = Exchange(
+            method=request.method,
+            path=request.raw_path.partition("?")[0] if hasattr(request, "raw_path") else request.path,
+            headers={name.lower(): value for name, value in headers.items()},
+            body=body,
+            peer=peer,
+            request_id=request_id,
+            at=datetime.now(UTC).replace(microsecond=0),
+        )
+        return await self._protocol(exchange)
+
+
+_CLOSING_STATUSES: Final = frozenset({400, 408, 411, 413})
+"""After these the rest of the connection's bytes may not mean what they seem to."""
+
+
+async def _read_body(request: BaseRequest) -> bytes:
+    length = request.content_length
+    if length is not None and length > BODY_AT_MOST_BYTES:
+        raise Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while chunk := await request.content.readany():
+                size += len(chunk)
+                if size > BODY_AT_MOST_BYTES:
+                    raise Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
+                parts.append(chunk)
+    except TimeoutError:
+        raise Refused(Code.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    return b"".join(parts)
+
+
+def _write_response(reply: Reply, method: str) -> web.Response:
+    headers = dict(reply.headers)
+    headers["Server"] = _SERVER_NAME
+    if reply.content_type is not None:
+        headers["Content-Type"] = reply.content_type
+    response = web.Response(status=reply.status, body=b"" if method == "HEAD" else reply.body, headers=headers)
+    if method == "HEAD":
+        response.content_length = len(reply.body)
+    return response
