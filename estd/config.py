@@ -53,7 +53,6 @@ class Config:
         return self.signers or max(2, (os.cpu_count() or 1) // 4)
 
 
-_STRING = "a string"
 _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
     "": {"data_directory": ("data_directory", str)},
     "listen": {"address": ("address", str), "port": ("port", int)},
@@ -69,7 +68,7 @@ _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
     "processes": {"workers": ("workers", int), "signers": ("signers", int)},
     "log": {"level": ("log_level", str)},
 }
-_TYPE_NAMES: Final = {str: _STRING, int: "a whole number", list: "a list of strings"}
+_TYPE_NAMES: Final = {str: "a string", int: "a whole number", list: "a list of strings"}
 _PATHS: Final = ("data_directory", "key_file", "tls_certificate", "tls_key")
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -138,10 +137,14 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
             problems.append(Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256."))
     if ("tls_certificate" in values) != ("tls_key" in values):
         problems.append(
-            Problem(f"{path}: tls", "names only one of certificate and key", "Name both, or none to let estd issue one.")
+            Problem(
+                f"{path}: tls", "names only one of certificate and key", "Name both, or none to let estd issue one."
+            )
         )
     if sum(key in values for key in ("key_file", "key_environment", "key_credential")) > 1:
-        problems.append(Problem(f"{path}: keys", "names more than one source", "Keep one of file, environment, credential."))
+        problems.append(
+            Problem(f"{path}: keys", "names more than one source", "Keep one of file, environment, credential.")
+        )
     if values.get("log_level", "info") not in _LOG_LEVELS:
         problems.append(Problem(f"{path}: log.level", "is unknown", f"Use one of {', '.join(_LOG_LEVELS)}."))
     url_file = values.pop("database_url_file", None)
@@ -198,7 +201,13 @@ def _read_key_file(path: Path, where: str, *, check_mode: bool) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise Invalid(
-            [Problem(where, f"cannot be read ({error.strerror})", "Create it: openssl rand -hex 32 > FILE; chmod 600 FILE.")]
+            [
+                Problem(
+                    where,
+                    f"cannot be read ({error.strerror})",
+                    "Create it: openssl rand -hex 32 > FILE; chmod 600 FILE.",
+                )
+            ]
         ) from None
     if check_mode and mode & 0o077:
         raise Invalid([Problem(where, "can be read by others", f"chmod 600 {path}")])

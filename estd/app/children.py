@@ -130,9 +130,7 @@ class Child:
             _signal(process, signal.SIGKILL)
         await exited
         if not self._stopping.is_set():
-            _log.warning(
-                "child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode}
-            )
+            _log.warning("child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode})
         ours.close()
 
 

@@ -55,9 +55,7 @@ class SignerControl:
                 for issuer in record.issuers
             )
             await self._call(
-                Load(
-                    self._next(), record.ecosystem_id, record.label, record.version, dict(record.document), issuers
-                )
+                Load(self._next(), record.ecosystem_id, record.label, record.version, dict(record.document), issuers)
             )
 
     async def status(self) -> StatusReport:

@@ -94,7 +94,7 @@ class Supervisor:
         self._stack.push_async_callback(self._pool.close)
         self._enrollment = Enrollment(self._store, self._pool, _now, _ignore)
         await self._renew_certificate()
-        await self._start_workers(config)
+        self._workers = await self._start_workers()
         await self._store.subscribe(self._notice)
         self._tasks = [
             self._task(self._follow()),
@@ -138,18 +138,18 @@ class Supervisor:
             except Invalid as invalid:
                 _log.error("settings not reloaded", extra={"problems": [str(item) for item in invalid.problems]})
                 return
-        old = self._workers
-        self._config = config
-        self._workers = []
         await self._renew_certificate()
+        old, previous = self._workers, self._config
+        self._config = config
         try:
-            await self._start_workers(config)
+            self._workers = await self._start_workers()
         except Broken as fault:
             _log.error("reload failed; the old workers stay", extra={"detail": str(fault)})
-            await asyncio.gather(*(worker.stop() for worker in self._workers))
-            self._workers = old
+            self._config = previous
             return
         await asyncio.gather(*(worker.stop() for worker in old))
+        for worker in old:
+            self._worker_controls.pop(worker.name, None)
         _log.info("reloaded")
 
     # --- parts -----------------------------------------------------------------------------------------------------
@@ -218,7 +218,10 @@ class Supervisor:
             settings_file.write(msgspec.json.encode(settings))
             settings_file.flush()
             child = Child(
-                name, ["-m", "estd.signer.server"], [settings_file.fileno()], self._greeter_of_signer(name, settings_file)
+                name,
+                ["-m", "estd.signer.server"],
+                [settings_file.fileno()],
+                self._greeter_of_signer(name, settings_file),
             )
             self._signers.append(child)
             child.start()
@@ -233,16 +236,20 @@ class Supervisor:
 
         return greet
 
-    async def _start_workers(self, config: Config) -> None:
+    async def _start_workers(self) -> list[Child]:
         self._generation += 1
-        new = []
-        for slot in range(config.worker_count):
+        workers = []
+        for slot in range(self._config.worker_count):
             name = f"worker-{self._generation}-{slot}"
-            new.append(Child(name, ["-m", "estd.app.worker"], [self._listener.fileno()], self._greeter_of_worker(name)))
-        self._workers.extend(new)
-        for child in new:
+            child = Child(name, ["-m", "estd.app.worker"], [self._listener.fileno()], self._greeter_of_worker(name))
+            workers.append(child)
             child.start()
-        await self._require(new)
+        try:
+            await self._require(workers)
+        except Broken:
+            await asyncio.gather(*(worker.stop() for worker in workers))
+            raise
+        return workers
 
     def _greeter_of_worker(self, name: str) -> Callable[[socket.socket], object]:
         async def greet(end: socket.socket) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 from estd.audit import Event
@@ -201,15 +200,13 @@ def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Ex
     subject, san = decide_names(admitted, request)
     operation = admitted.purpose.value
     return Order(
-        request_key=write_request_key(
-            place.ecosystem.ecosystem_id, credential.identity, operation, request.sha256
-        ),
+        request_key=write_request_key(place.ecosystem.ecosystem_id, credential.identity, operation, request.sha256),
         ecosystem_id=place.ecosystem.ecosystem_id,
         ecosystem_version=place.ecosystem.version,
         node_id=place.ecosystem.node_id,
         ecosystem=place.ecosystem.label,
         profile=place.profile.name,
-        retry_window=timedelta(seconds=place.profile.retry_window_seconds),
+        retry_window=place.profile.retry_window,
         operation=operation,
         identity=credential.identity,
         device=credential.device,

@@ -17,7 +17,7 @@ import hashlib
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
@@ -232,7 +232,7 @@ def hash_secret(secret: str) -> bytes:
 
 # --- private -------------------------------------------------------------------------------------------------------
 
-_NO_CODE = EnrollmentCode(0, 0, "", bytes(32), True, None, None, datetime.min, None)
+_NO_CODE = EnrollmentCode(0, 0, "", bytes(32), True, None, None, datetime.fromtimestamp(0, UTC), None)
 
 
 def _read_basic(authorization: str) -> tuple[str, str]:

@@ -104,9 +104,7 @@ class Directory:
         try:
             return self._places[label]
         except KeyError:
-            raise Refused(
-                Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2"
-            ) from None
+            raise Refused(Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2") from None
 
     @property
     def labels(self) -> tuple[str, ...]:

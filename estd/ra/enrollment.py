@@ -1,4 +1,4 @@
-"""The one road to a certificate: an `Admitted` and a CSR become a certificate that is on record, or nothing.
+"""The one road to a certificate: an `Order` becomes a certificate that is on record, or nothing.
 
     admitted → prepared by a signer → INTENT committed → journaled and signed → ISSUED committed → delivered
 
@@ -28,9 +28,8 @@ from cryptography import x509
 
 from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
-from estd.ra.admission import Admitted
 from estd.signer.client import SignerPool
-from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict
+from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict, read_refusal
 from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
 
 _log = logging.getLogger(__name__)
@@ -222,7 +221,7 @@ class Enrollment:
         prepared: list[tuple[_Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):
-                _refuse(waiting, _read_refusal(result))
+                _refuse(waiting, read_refusal(result))
             else:
                 prepared.append((waiting, result))
         return journal, prepared
@@ -244,9 +243,7 @@ class Enrollment:
         for (waiting, intent), result in zip(mine, sealed, strict=True):
             if isinstance(result, bytes):
                 order = waiting.order
-                done.append(
-                    (waiting, result, _write_issued(intent, result, now, order.address, order.request_id))
-                )
+                done.append((waiting, result, _write_issued(intent, result, now, order.address, order.request_id)))
             else:
                 self._follow(waiting, self._settle_or_start_over(intent))
         if not done:
@@ -382,13 +379,6 @@ def _write_issued(intent: Intent, certificate: bytes, now: datetime, address: st
             extra={"device": intent.device, "profile": intent.profile},
         ),
     )
-
-
-def _read_refusal(item: RefusedItem) -> Refused | Unavailable:
-    code = Code(item.code)
-    if code in (Code.SIGNER_UNAVAILABLE, Code.OVERLOADED):
-        return Unavailable(code, item.detail, 1)
-    return Refused(code, item.detail, item.clause)
 
 
 def _refuse(waiting: _Waiting, reason: Refused | Unavailable) -> None:

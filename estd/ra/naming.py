@@ -30,9 +30,7 @@ def _keep_names(admitted: Admitted, request: CertificationRequest) -> tuple[byte
     # RFC 5280 §7.1; comparing bytes would refuse a stack that writes PrintableString where we wrote UTF8String.
     credential, profile = admitted.credential, admitted.place.profile
     if request.change_subject_name is not None:
-        raise Refused(
-            Code.IDENTITY_MISMATCH, "this profile does not let a renewal change names", "RFC 6402 §2.8"
-        )
+        raise Refused(Code.IDENTITY_MISMATCH, "this profile does not let a renewal change names", "RFC 6402 §2.8")
     if not same_name(request.subject, credential.subject):
         raise Refused(
             Code.IDENTITY_MISMATCH, "the subject asked for is not that of the current certificate", "RFC 7030 §4.2.2"

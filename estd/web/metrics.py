@@ -23,14 +23,14 @@ TLS = Counter("estd_tls", "TLS connections by what became of them", ["event"])
 CONNECTIONS = Gauge("estd_connections", "Open TLS connections", multiprocess_mode="livesum")
 GROUP_SIZE = Histogram("estd_group_size", "Certificates issued per group", buckets=_GROUP_BUCKETS)
 STEP_SECONDS = Histogram(
-    "estd_issuance_step_seconds", "Time of each step of a group: prepare, reserve, seal, record", ["step"],
+    "estd_issuance_step_seconds",
+    "Time of each step of a group: prepare, reserve, seal, record",
+    ["step"],
     buckets=_STEP_BUCKETS,
 )
 WAITING = Gauge("estd_waiting_requests", "Requests that no group has taken yet", multiprocess_mode="livesum")
 REPEATED = Counter("estd_repeated_answers", "Retries that were answered with the stored certificate")
-AUDIT_LOST = Gauge(
-    "estd_audit_events_in_log_only", "Audit events the store never took", multiprocess_mode="livesum"
-)
+AUDIT_LOST = Gauge("estd_audit_events_in_log_only", "Audit events the store never took", multiprocess_mode="livesum")
 
 
 def observe_issuance(what: str, value: float) -> None:

@@ -84,8 +84,7 @@ class Site:
         except ConnectionError:
             outcome = "gone"
             raise
-        except Exception:
-            # The last resort of a server: one request's fault must not become its neighbours'.
+        except Exception:  # noqa: BLE001  # the last resort: one request's fault must not become its neighbours'
             _log.exception("request failed", extra={"request_id": request_id, "path": request.path})
             reply = self._write_refusal(
                 Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), request_id

@@ -1,0 +1,298 @@
+"""`make bench`: what a certificate costs, as ratios against the bare cryptography of the same work, in one run.
+
+A quickstart server is started in a temporary directory. For each workload the CPU time of all its processes, PostgreSQL
+included, is read from the kernel before and after, and divided by the certificates issued. The floor is measured in the
+same run: for *fresh* an in-process pyOpenSSL server handshake with a client certificate, a CSR verification and a
+signature; for *kept* the last two. P-256 throughout. Every success is counted against the rows in the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import fleet
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
+
+PATH = "/.well-known/est/campus-north/simpleenroll"
+ROLES = ("worker", "signer", "postgres", "supervisor")
+
+
+@dataclass(slots=True)
+class Result:
+    """One workload. CPU in microseconds per certificate, by role."""
+
+    workload: str
+    certificates: int
+    failures: dict[str, int]
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: dict[str, float]
+    floor_us: float
+    ratio: float
+
+
+class Server:
+    """A quickstart server and the CPU clocks of its processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        log = (directory / "bench.log").open("wb")
+        self._process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "estd"),
+                "quickstart",
+                "--dir",
+                str(directory / "site"),
+                "--port",
+                "0",
+                "--ops-port",
+                "0",
+            ],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+        run = directory / "site" / "run.json"
+        deadline = time.monotonic() + 60
+        while not run.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit((directory / "bench.log").read_text()[-4000:])
+            time.sleep(0.1)
+        self.port = int(json.loads(run.read_text())["port"])
+        site = directory / "site"
+        self.trust = x509.load_pem_x509_certificate((site / "trust.pem").read_bytes())
+        self.maker = site / "bootstrap" / "campus-north" / "maker.pem"
+        self.maker_key = site / "bootstrap" / "campus-north" / "maker.key"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where devices connect."""
+        return ("127.0.0.1", self.port)
+
+    def stop(self) -> None:
+        """Drain and wait."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+
+    def processes(self) -> dict[int, str]:
+        """Process id → role, for every process of the server."""
+        children: dict[int, list[int]] = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+        roles: dict[int, str] = {}
+        waiting = [self._process.pid]
+        postmaster = self.directory / "site"
+        for pid_file in postmaster.rglob("postmaster.pid"):
+            waiting.append(int(pid_file.read_text().split("\n", 1)[0]))
+        while waiting:
+            pid = waiting.pop()
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+            if "estd.app.worker" in command:
+                roles[pid] = "worker"
+            elif "estd.signer" in command:
+                roles[pid] = "signer"
+            elif "postgres" in command:
+                roles[pid] = "postgres"
+            else:
+                roles[pid] = "supervisor"
+            waiting.extend(children.get(pid, ()))
+        return roles
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU seconds so far, by role, to the nanosecond (schedstat)."""
+        spent = dict.fromkeys(ROLES, 0.0)
+        for pid, role in self.processes().items():
+            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                try:
+                    spent[role] += int(path.read_text().split()[0]) / 1e9
+                except OSError:
+                    continue
+        return spent
+
+    def worker_rss_bytes(self) -> list[int]:
+        """Resident memory of each worker."""
+        sizes = []
+        for pid, role in self.processes().items():
+            if role == "worker":
+                match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                assert match is not None
+                sizes.append(int(match[1]) * 1024)
+        return sizes
+
+
+def measure_floors(device: fleet.Device, trust_key: ec.EllipticCurvePrivateKey) -> tuple[float, float]:
+    """CPU microseconds of the bare work: (fresh, kept). Best of several rounds, as a floor should be."""
+    import base64
+
+    request = x509.load_der_x509_csr(base64.b64decode(device.bodies[0]))
+    message = bytes(600)
+
+    def kept() -> None:
+        # Parsed anew each time, so that no library keeps the last verdict.
+        assert x509.load_der_x509_csr(csr).is_signature_valid
+        trust_key.sign(message, ec.ECDSA(hashes.SHA256()))
+
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    csr = request.public_bytes(Encoding.DER)
+    kept_us = min(_cpu_us(kept, 200) for _ in range(5))
+    handshake_us = min(_handshake_us(device, trust_key, 100) for _ in range(5))
+    return handshake_us + kept_us, kept_us
+
+
+def _cpu_us(work: Callable[[], None], times: int) -> float:
+    started = time.thread_time()
+    for _ in range(times):
+        work()
+    return (time.thread_time() - started) / times * 1e6
+
+
+def _handshake_us(device: fleet.Device, key: ec.EllipticCurvePrivateKey, times: int) -> float:
+    """CPU of the server's half of a TLS 1.3 handshake with a client certificate, in memory."""
+    server = SSL.Context(SSL.TLS_SERVER_METHOD)
+    server.use_certificate(device.certificate)
+    server.use_privatekey(device.key)
+    server.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)
+    server.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    server.set_options(SSL.OP_NO_TICKET)
+    client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    client.set_min_proto_version(SSL.TLS1_3_VERSION)
+    client.use_certificate(device.certificate)
+    client.use_privatekey(device.key)
+    client.set_verify(SSL.VERIFY_NONE, None)
+    spent = 0.0
+    for _ in range(times):
+        one = SSL.Connection(client, None)
+        one.set_connect_state()
+        started = time.thread_time()
+        other = SSL.Connection(server, None)
+        other.set_accept_state()
+        spent += time.thread_time() - started
+        for _ in range(3):
+            _step(one)
+            _move(one, other)
+            started = time.thread_time()
+            _step(other)
+            spent += time.thread_time() - started
+            _move(other, one)
+    return spent / times * 1e6
+
+
+def _step(side: SSL.Connection) -> None:
+    try:
+        side.do_handshake()
+    except SSL.WantReadError:
+        return  # the other side's turn
+
+
+def _move(source: SSL.Connection, target: SSL.Connection) -> None:
+    try:
+        target.bio_write(source.bio_read(65536))
+    except SSL.WantReadError:
+        return  # nothing to move
+
+
+def run(
+    server: Server, workload: str, devices: list[fleet.Device], threads: int, keep: bool, floor_us: float
+) -> Result:
+    """One workload from start to end."""
+    before = server.cpu_seconds()
+    tally, seconds = fleet.enroll_all(server.address, server.trust, PATH, devices, threads=threads, keep=keep)
+    after = server.cpu_seconds()
+    issued = max(1, tally.ok)
+    cpu = {role: (after[role] - before[role]) / issued * 1e6 for role in ROLES}
+    ordered = sorted(tally.seconds) or [0.0]
+    return Result(
+        workload=workload,
+        certificates=tally.ok,
+        failures=tally.failures,
+        rate=tally.ok / seconds,
+        p50_ms=statistics.median(ordered) * 1e3,
+        p99_ms=ordered[int(len(ordered) * 0.99) - 1] * 1e3,
+        cpu_us={role: round(value, 1) for role, value in cpu.items()},
+        floor_us=round(floor_us, 1),
+        ratio=round(sum(cpu.values()) / floor_us, 2),
+    )
+
+
+def measure_idle(server: Server, devices: list[fleet.Device], connections: int) -> tuple[int, float]:
+    """Largest worker at rest, in bytes; and bytes a worker grows per idle connection."""
+    rest = server.worker_rss_bytes()
+    held = [fleet.Connection(server.address, server.trust, devices[0]) for _ in range(connections)]
+    for connection in held:
+        connection.request("GET", "/.well-known/est/campus-north/cacerts")
+    grown = server.worker_rss_bytes()
+    for connection in held:
+        connection.close()
+    return max(rest), (sum(grown) - sum(rest)) / connections
+
+
+def main() -> int:
+    """Run, print, write ``build/bench.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--certificates", type=int, default=2000, help="certificates per workload (2000)")
+    parser.add_argument("--threads", type=int, default=16, help="requests in flight (16)")
+    parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="estd-bench-") as name:
+        server = Server(Path(name))
+        try:
+            count = options.certificates
+            fresh = fleet.make_devices(server.maker, server.maker_key, count, 1)
+            kept = fleet.make_devices(server.maker, server.maker_key, options.threads, count // options.threads)
+            single = fleet.make_devices(server.maker, server.maker_key, 1, 200)
+            warm = fleet.make_devices(server.maker, server.maker_key, 50, 2)
+            fleet.enroll_all(server.address, server.trust, PATH, warm, threads=8, keep=False)
+            rest_bytes, idle_bytes = measure_idle(server, single, options.connections)
+            key = ec.generate_private_key(ec.SECP256R1())
+            fresh_floor, kept_floor = measure_floors(fresh[0], key)
+            results = [
+                run(server, "fresh simpleenroll", fresh, options.threads, False, fresh_floor),
+                run(server, "kept connection", kept, options.threads, True, kept_floor),
+                run(server, "kept, one at a time", single, 1, True, kept_floor),
+            ]
+        finally:
+            server.stop()
+    for result in results:
+        roles = "  ".join(f"{role} {value:.0f}" for role, value in result.cpu_us.items())
+        print(
+            f"{result.workload:22} {result.certificates:6} certificates  {result.rate:7.0f}/s  "
+            f"p50 {result.p50_ms:6.1f} ms  p99 {result.p99_ms:6.1f} ms  CPU µs: {roles}  "
+            f"floor {result.floor_us:.0f}  ratio {result.ratio:.2f}  failures {result.failures or 'none'}"
+        )
+    print(f"worker at rest {rest_bytes / 2**20:.0f} MiB, {idle_bytes / 1024:.1f} KiB per idle connection")
+    target = Path("build")
+    target.mkdir(exist_ok=True)
+    report = {
+        "workloads": [asdict(result) for result in results],
+        "worker_rest_bytes": rest_bytes,
+        "idle_connection_bytes": idle_bytes,
+    }
+    (target / "bench.json").write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if any(result.failures for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

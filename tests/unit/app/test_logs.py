@@ -1,0 +1,45 @@
+"""Structured logs: one JSON object a line, with the extra fields, and never a second line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from estd.app.logs import JsonLines
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    return logging.getLogger("estd.test").makeRecord(
+        "estd.test", logging.WARNING, __file__, 1, message, (), None, extra=extra
+    )
+
+
+def test_a_line_holds_who_what_and_the_extra_fields() -> None:
+    line = JsonLines("worker-1").format(record("a child ended", pid=7, detail="line\nbreak ä"))
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert fields.pop("at").endswith("+00:00")
+    assert fields == {
+        "level": "warning",
+        "process": "worker-1",
+        "logger": "estd.test",
+        "message": "a child ended",
+        "pid": 7,
+        "detail": "line\nbreak ä",
+    }
+
+
+def test_a_traceback_stays_on_the_line() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        entry = record("failed")
+        entry.exc_info = sys.exc_info()
+    line = JsonLines("x").format(entry)
+    assert "\n" not in line
+    assert "ValueError: why" in json.loads(line)["traceback"]
+
+
+def test_a_value_json_does_not_know_is_written_as_text() -> None:
+    assert json.loads(JsonLines("x").format(record("m", when=object)))["when"] == str(object)

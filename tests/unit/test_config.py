@@ -1,0 +1,193 @@
+"""Settings: every problem at once, and the key-encryption key from each of its sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from estd.config import Config, default_key_path, read_config, read_key_encryption_key
+from estd.errors import Invalid
+
+KEY = bytes(range(32))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(Invalid) as caught:
+        read_config(path)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_file_with_only_a_directory_gets_every_default(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path / "estd.toml", 'data_directory = "data"'))
+    assert config == Config(data_directory=tmp_path / "data")
+    assert config.worker_count >= 1
+    assert config.signer_count >= 2
+
+
+def test_everything_that_can_be_set_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "url", "postgresql://estd@db/estd\n")
+    config = read_config(
+        write(
+            tmp_path / "estd.toml",
+            """
+            data_directory = "/srv/estd"
+            [listen]
+            address = "127.0.0.1"
+            port = 9443
+            [ops]
+            address = "127.0.0.2"
+            port = 9081
+            [database]
+            url_file = "url"
+            [keys]
+            environment = "ESTD_KEY"
+            [tls]
+            names = ["est.example", "192.0.2.1"]
+            certificate = "server.pem"
+            key = "server.key"
+            [est]
+            default_ecosystem = "campus"
+            [processes]
+            workers = 3
+            signers = 4
+            [log]
+            level = "debug"
+            """,
+        )
+    )
+    assert config == Config(
+        data_directory=Path("/srv/estd"),
+        address="127.0.0.1",
+        port=9443,
+        ops_address="127.0.0.2",
+        ops_port=9081,
+        database_url="postgresql://estd@db/estd",
+        key_environment="ESTD_KEY",
+        tls_names=("est.example", "192.0.2.1"),
+        tls_certificate=tmp_path / "server.pem",
+        tls_key=tmp_path / "server.key",
+        default_ecosystem="campus",
+        workers=3,
+        signers=4,
+        log_level="debug",
+    )
+    assert config.worker_count == 3
+    assert config.signer_count == 4
+
+
+def test_a_database_password_is_not_in_the_repr(tmp_path: Path) -> None:
+    path = write(tmp_path / "estd.toml", 'data_directory = "d"\n[database]\nurl = "postgresql://u:secret@db/estd"')
+    assert "secret" not in repr(read_config(path))
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "estd.toml",
+        """
+        color = "blue"
+        log = "loud"
+        [listen]
+        prot = 1
+        port = 70000
+        [ops]
+        port = true
+        [tls]
+        names = []
+        certificate = "c.pem"
+        [keys]
+        file = "k"
+        environment = "K"
+        [processes]
+        workers = -1
+        [database]
+        url = "x"
+        url_file = "missing"
+        """,
+    )
+    found = problems_of(path)
+    for where in (
+        "color",
+        "log",
+        "listen.prot",
+        "listen.port",
+        "ops.port",
+        "tls.names",
+        "tls",
+        "keys",
+        "processes.workers",
+        "database",
+        "database.url_file",
+        "data_directory",
+    ):
+        assert any(problem.startswith(f"{path}: {where}: ") for problem in found), where
+    assert len(found) == 12
+
+
+def test_an_unknown_log_level_is_told(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path / "estd.toml", 'data_directory = "d"\n[log]\nlevel = "loud"'))
+    assert "debug, info, warning, error" in problem
+
+
+@pytest.mark.parametrize("text", ["data_directory = ", "\xff"])
+def test_what_is_not_toml_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "estd.toml"
+    path.write_bytes(text.encode("latin-1"))
+    (problem,) = problems_of(path)
+    assert "is not TOML" in problem
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path / "none.toml")
+    assert "No such file" in problem
+
+
+@pytest.mark.parametrize("content", [KEY, KEY.hex().encode(), KEY.hex().encode() + b"\n"])
+def test_the_key_file_holds_digits_or_bytes(tmp_path: Path, content: bytes) -> None:
+    path = default_key_path(tmp_path)
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    assert read_key_encryption_key(Config(data_directory=tmp_path)) == KEY
+
+
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "k"
+    path.write_text(KEY.hex())
+    path.chmod(0o640)
+    with pytest.raises(Invalid, match="can be read by others.*chmod 600"):
+        read_key_encryption_key(Config(data_directory=tmp_path, key_file=path))
+
+
+@pytest.mark.parametrize("content", ["", "zz" * 32, "00" * 31, "00" * 33])
+def test_a_malformed_key_is_refused_without_showing_it(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "k"
+    path.touch(mode=0o600)
+    path.write_text(content)
+    with pytest.raises(Invalid) as caught:
+        read_key_encryption_key(Config(data_directory=tmp_path, key_file=path))
+    assert "openssl rand -hex 32" in str(caught.value)
+    assert not content or content not in str(caught.value)
+
+
+def test_the_key_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(data_directory=tmp_path, key_environment="ESTD_TEST_KEY")
+    monkeypatch.delenv("ESTD_TEST_KEY", raising=False)
+    with pytest.raises(Invalid, match="is not set"):
+        read_key_encryption_key(config)
+    monkeypatch.setenv("ESTD_TEST_KEY", KEY.hex())
+    assert read_key_encryption_key(config) == KEY
+
+
+def test_the_key_as_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(data_directory=tmp_path, key_credential="kek")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(Invalid, match="LoadCredential"):
+        read_key_encryption_key(config)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "kek").write_bytes(KEY)
+    assert read_key_encryption_key(config) == KEY
