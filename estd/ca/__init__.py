@@ -1,1 +1,1 @@
-"""What a good certificate is: profiles, key rules, templates, lint, and the one-shot approval that a signature spends."""
+"""What a good certificate is: profiles, key rules, templates, lint, and the approval that one signature spends."""
