@@ -16,14 +16,13 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.ca.document import Table
-from estd.errors import Invalid
+from estd.errors import Invalid, Refused
 from estd.keys.software import SoftwareKey, read_private_key
 from estd.wire.oids import NAMES
+from estd.wire.spki import KEY_TYPES, key_type
 
 ReadFile = Callable[[str], bytes]
 """The content of a file named in a document, relative to the document; raises OSError."""
@@ -151,7 +150,7 @@ def _check_import(table: Table, certificate: x509.Certificate) -> ImportedIssuer
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
         path_length = extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
-        key_type = _key_type(certificate.public_key())
+        signs_as = _key_type(certificate)
     except x509.ExtensionNotFound as missing:
         # RFC 5280 §4.2.1.2 and §4.2.1.3: a conforming CA certificate has both.
         table.complain(
@@ -163,13 +162,13 @@ def _check_import(table: Table, certificate: x509.Certificate) -> ImportedIssuer
         return None
     if not usage.key_cert_sign:
         table.complain("certificate", "has a key usage without keyCertSign", "Have it reissued with keyCertSign.")
-    if key_type is None:
+    if signs_as is None:
         table.complain("certificate", "has a key of a type that does not sign here", "Use a supported key type.")
         return None
     der = certificate.public_bytes(Encoding.DER)
     return ImportedIssuer(
         certificate=der,
-        key_type=key_type,
+        key_type=signs_as,
         subject=certificate.subject.public_bytes(),
         path_length=path_length,
         starts=certificate.not_valid_before_utc,
@@ -185,22 +184,12 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return False
 
 
-def _key_type(key: CertificatePublicKeyTypes) -> str | None:
-    match key:
-        case ec.EllipticCurvePublicKey():
-            return {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}.get(key.curve.name)
-        case rsa.RSAPublicKey():
-            return f"rsa-{key.key_size}" if key.key_size in (2048, 3072, 4096) else None
-        case ed25519.Ed25519PublicKey():
-            return "ed25519"
-        case mldsa.MLDSA44PublicKey():
-            return "ml-dsa-44"
-        case mldsa.MLDSA65PublicKey():
-            return "ml-dsa-65"
-        case mldsa.MLDSA87PublicKey():
-            return "ml-dsa-87"
-        case _:
-            return None
+def _key_type(certificate: x509.Certificate) -> str | None:
+    try:
+        found = key_type(_spki(certificate))
+    except Refused:
+        return None
+    return found if found in KEY_TYPES else None
 
 
 def _spki(certificate: x509.Certificate) -> bytes:

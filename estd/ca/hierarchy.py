@@ -20,9 +20,9 @@ from estd.ca.document import INFINITE, Problems, Table, suggest
 from estd.ca.profile import KEY_ID_METHODS, read_validity_key
 from estd.ca.validity import Validity, outlasts, write_validity
 from estd.errors import Refused
-from estd.keys.contract import KEY_TYPES
 from estd.keys.software import SoftwareKey
 from estd.names import EMPTY_NAME, read_name, write_name, write_rdns
+from estd.wire.spki import KEY_TYPES
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """What issuers, anchors and profiles may be called."""

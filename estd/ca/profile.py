@@ -32,10 +32,10 @@ from estd.ca.vocabulary import (
     name_attribute_type,
 )
 from estd.errors import Code, Refused
-from estd.keys.contract import KEY_TYPES
 from estd.names import EMPTY_NAME, write_attribute
 from estd.wire import der
 from estd.wire.oids import NAMES, OIDS
+from estd.wire.spki import KEY_TYPES
 
 SUBJECT_SOURCES: Final = ("credential", "request", "inventory", "fixed", "empty")
 SAN_SOURCES: Final = ("none", "credential", "request", "inventory")

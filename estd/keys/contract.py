@@ -18,12 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from estd.wire import der
+
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A signature algorithm as a certificate names it."""
 
     name: str
+    """As `estd.wire.oids` calls it."""
     identifier: bytes
     """DER AlgorithmIdentifier; equal bytes are the only equality RFC 5280 §4.1.1.2 asks for."""
     signature_max_bytes: int
@@ -35,7 +38,7 @@ class SigningKey(Protocol):
 
     @property
     def key_type(self) -> str:
-        """One of `KEY_TYPES`."""
+        """One of `estd.wire.spki.KEY_TYPES`."""
 
     @property
     def algorithm(self) -> Algorithm:
@@ -57,25 +60,22 @@ class SigningKey(Protocol):
         """
 
 
-# RFC 4055 §5: parameters NULL. RFC 5758 §3.2, RFC 8410 §3, RFC 9881 §2: parameters absent.
-_ECDSA = "300a06082a8648ce3d0403"
-_RSA = "300d06092a864886f70d0101"
-_ML_DSA = "300b06096086480165030403"
+def _algorithm(name: str, parameters: bytes, signature_max_bytes: int) -> Algorithm:
+    return Algorithm(name, der.sequence(der.oid(name), parameters), signature_max_bytes)
+
 
 ALGORITHMS: Final[Mapping[str, Algorithm]] = {
-    # A digest at least as strong as the key; RSA above 3072 bits gains nothing from more than SHA-384.
-    "rsa-2048": Algorithm("sha256WithRSAEncryption", bytes.fromhex(_RSA + "0b0500"), 256),
-    "rsa-3072": Algorithm("sha256WithRSAEncryption", bytes.fromhex(_RSA + "0b0500"), 384),
-    "rsa-4096": Algorithm("sha384WithRSAEncryption", bytes.fromhex(_RSA + "0c0500"), 512),
-    "ec-p256": Algorithm("ecdsa-with-SHA256", bytes.fromhex(_ECDSA + "02"), 72),
-    "ec-p384": Algorithm("ecdsa-with-SHA384", bytes.fromhex(_ECDSA + "03"), 104),
-    "ec-p521": Algorithm("ecdsa-with-SHA512", bytes.fromhex(_ECDSA + "04"), 139),
-    "ed25519": Algorithm("id-Ed25519", bytes.fromhex("300506032b6570"), 64),
-    "ml-dsa-44": Algorithm("id-ml-dsa-44", bytes.fromhex(_ML_DSA + "11"), 2420),
-    "ml-dsa-65": Algorithm("id-ml-dsa-65", bytes.fromhex(_ML_DSA + "12"), 3309),
-    "ml-dsa-87": Algorithm("id-ml-dsa-87", bytes.fromhex(_ML_DSA + "13"), 4627),
+    # A digest at least as strong as the key. RFC 4055 §5: parameters NULL.
+    "rsa-2048": _algorithm("sha256WithRSAEncryption", der.NULL, 256),
+    "rsa-3072": _algorithm("sha256WithRSAEncryption", der.NULL, 384),
+    "rsa-4096": _algorithm("sha384WithRSAEncryption", der.NULL, 512),
+    # RFC 5758 §3.2, RFC 8410 §3, RFC 9881 §2: parameters absent.
+    "ec-p256": _algorithm("ecdsaWithSHA256", b"", 72),
+    "ec-p384": _algorithm("ecdsaWithSHA384", b"", 104),
+    "ec-p521": _algorithm("ecdsaWithSHA512", b"", 139),
+    "ed25519": _algorithm("ed25519", b"", 64),
+    "ml-dsa-44": _algorithm("mlDsa44", b"", 2420),
+    "ml-dsa-65": _algorithm("mlDsa65", b"", 3309),
+    "ml-dsa-87": _algorithm("mlDsa87", b"", 4627),
 }
-"""How a key of each type signs."""
-
-KEY_TYPES: Final[tuple[str, ...]] = tuple(ALGORITHMS)
-"""Every key type estd knows, for issuers and for devices alike."""
+"""How a key of each type of `estd.wire.spki.KEY_TYPES` signs."""

@@ -7,8 +7,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
 
 from estd.errors import Invalid
-from estd.keys.contract import ALGORITHMS, KEY_TYPES, SigningKey
+from estd.keys.contract import ALGORITHMS, SigningKey
 from estd.keys.software import SoftwareKey, generate, read_private_key, seal, unseal
+from estd.wire.spki import KEY_TYPES, key_type
 
 KEK = bytes(range(32))
 MESSAGES = [b"first", b"second", b""]
@@ -124,5 +125,6 @@ def test_refuses_encrypted_and_unsuitable_keys() -> None:
             read_private_key(content, "issuer.pem")
 
 
-def test_every_type_can_be_made() -> None:
+def test_every_type_can_be_made_and_is_called_what_its_public_key_says(key: SigningKey) -> None:
     assert set(KEY_TYPES) == set(ALGORITHMS)
+    assert key.key_type == key_type(key.spki)
