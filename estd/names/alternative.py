@@ -39,9 +39,9 @@ def read_san(data: bytes) -> tuple[GeneralName, ...]:
     """
     try:
         start, stop = der.read_whole(data, der.SEQUENCE)
-        members = der.read_members(data, start, stop)
-        if not 1 <= len(members) <= MAX_SANS:
-            raise _san(f"{len(members)} alternative names; there must be 1 to {MAX_SANS}", "RFC 5280 §4.2.1.6")
+        members = der.read_members(data, start, stop, MAX_SANS)
+        if not members:
+            raise _san("there is no alternative name where there must be one", "RFC 5280 §4.2.1.6")
         return tuple([_read_general_name(tag, data[inner:after], data[at:after]) for tag, at, inner, after in members])
     except Refused as refused:
         raise Refused(Code.SAN_REFUSED, refused.detail, refused.clause) from None

@@ -186,7 +186,7 @@ def _read_name(data: bytes) -> Name:
     start, stop = der.read_whole(data, der.SEQUENCE)
     rdns = []
     keys = []
-    for tag, _, inner, after in der.read_members(data, start, stop):
+    for tag, _, inner, after in der.read_members(data, start, stop, MAX_ATTRIBUTES):
         if tag != der.SET or inner == after:
             raise _subject("a relative distinguished name is not a SET of at least one attribute", "RFC 5280 §4.1.2.4")
         rdn, key = _read_rdn(data[inner:after])

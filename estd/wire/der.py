@@ -1,9 +1,9 @@
 """Distinguished Encoding Rules: a strict reader and small writers.
 
 The reader promises that what it accepts has exactly one encoding: definite and minimal lengths, minimal integers, no
-trailing bytes, at most `MAX_BYTES` in all and `MAX_DEPTH` levels (X.690 §8, §10, §11; RFC 7030 §6 asks for care with
-ASN.1). It hands out offsets into the bytes it was given and builds no tree, so the caller pays only for what it looks
-at. The writers are total: given a value of the documented range they return its one encoding.
+trailing bytes, at most `MAX_BYTES` and `MAX_ELEMENTS` in all and `MAX_DEPTH` levels (X.690 §8, §10, §11; RFC 7030 §6
+asks for care with ASN.1). It hands out offsets into the bytes it was given and builds no tree, so the caller pays only
+for what it looks at. The writers are total: given a value of the documented range they return its one encoding.
 
 An *element* is a whole encoding (identifier, length, contents); *contents* are what is inside. Everything is refused
 with `Code.MALFORMED_REQUEST`; readers of a particular message give it that message's code.
@@ -23,6 +23,7 @@ from estd.wire.oids import NAMES, OIDS
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
+MAX_ELEMENTS = 4096
 
 BOOLEAN = 0x01
 INTEGER = 0x02
@@ -92,10 +93,12 @@ def read_whole(data: bytes, tag: int) -> tuple[int, int]:
     return start, stop
 
 
-def read_members(data: bytes, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+def read_members(data: bytes, start: int, stop: int, most: int = 256) -> list[tuple[int, int, int, int]]:
     """The elements that fill these contents, as (identifier octet, element start, contents start, contents stop)."""
-    members = []
+    members: list[tuple[int, int, int, int]] = []
     while start < stop:
+        if len(members) == most:
+            raise _refused(f"there are more than the {most} members we read", "RFC 7030 §6")
         tag, inner, after = read_tlv(data, start, stop)
         members.append((tag, start, inner, after))
         start = after
@@ -111,10 +114,14 @@ def check_der(data: bytes, at: int = 0, end: int | None = None) -> None:
     if read_tlv(data, at, end)[2] != end:
         raise _refused("bytes follow the encoding", "X.690 §8.1")
     ends = [end]
+    elements = 0
     while ends:
         if at == ends[-1]:
             ends.pop()
             continue
+        elements += 1
+        if elements > MAX_ELEMENTS:
+            raise _refused(f"there are more than the {MAX_ELEMENTS} elements we read", "RFC 7030 §6")
         tag, start, stop = read_tlv(data, at, ends[-1])
         at = stop
         if tag & 0x20:

@@ -77,6 +77,13 @@ def test_depth_and_size_are_bounded() -> None:
         der.check_der(der.sequence(nested))
     with pytest.raises(Refused, match="more than"):
         der.check_der(der.octet_string(bytes(der.MAX_BYTES)))
+    der.check_der(der.sequence(*[der.NULL] * (der.MAX_ELEMENTS - 1)))
+    with pytest.raises(Refused, match="elements"):
+        der.check_der(der.sequence(*[der.NULL] * der.MAX_ELEMENTS))
+    members = der.NULL * 256
+    assert len(der.read_members(members, 0, len(members))) == 256
+    with pytest.raises(Refused, match="members"):
+        der.read_members(members + der.NULL, 0, len(members) + 2)
     with pytest.raises(Refused, match="more than"):
         der.read_whole(der.octet_string(bytes(der.MAX_BYTES)), der.OCTET_STRING)
 
