@@ -1,0 +1,75 @@
+"""The end of a connection after its last byte was handed to the socket.
+
+Closing a socket that still has unread bytes resets it, and the reset may destroy an answer or an alert that the peer has
+not read yet. So only our direction is closed at first; what the peer still sends is read and forgotten, for a bounded
+time. Knows neither TLS nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from estd.web.gate import Limits, Place
+from estd.web.tls_events import Event, Observe
+
+
+class Farewell(asyncio.Protocol):
+    """Takes over a socket's transport and sees it closed."""
+
+    __slots__ = ("_limits", "_loop", "_observe", "_patience", "_place", "_raw", "_timer", "_waiting")
+
+    def __init__(self, raw: asyncio.Transport, place: Place, limits: Limits, observe: Observe) -> None:
+        self._raw = raw
+        self._place = place
+        self._limits = limits
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting = raw.get_write_buffer_size()
+        self._patience = 0.0
+
+    def begin(self, *, peer_is_done: bool) -> None:
+        """Close our direction; both, where the peer has already said that it is done."""
+        raw = self._raw
+        raw.set_protocol(self)
+        now = self._loop.time()
+        self._patience = now + self._limits.write_stall_seconds
+        self._timer = self._loop.call_at(now + self._limits.linger_seconds, self._wake)
+        if raw.is_closing():
+            return
+        if peer_is_done or not raw.can_write_eof():
+            raw.close()
+            return
+        raw.write_eof()
+        if not raw.is_reading():
+            raw.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Too late: nobody is left to read it."""
+
+    def eof_received(self) -> bool:
+        """The peer is done as well."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._place.leave()
+
+    def _wake(self) -> None:
+        """A peer that took everything has had its time; one that still reads gets more, as long as it does read."""
+        now = self._loop.time()
+        waiting = self._raw.get_write_buffer_size()
+        if not waiting:
+            self._raw.abort()
+            return
+        if self._waiting - waiting >= self._limits.write_floor_bytes:
+            self._waiting = waiting
+            self._patience = now + self._limits.write_stall_seconds
+        if now >= self._patience:
+            self._observe(Event.EVICTED_WRITE_STALL)
+            self._raw.abort()
+            return
+        self._timer = self._loop.call_at(min(now + self._limits.linger_seconds, self._patience), self._wake)

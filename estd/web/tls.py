@@ -1,0 +1,241 @@
+"""TLS between a socket and the HTTP layer: pyOpenSSL through memory buffers, under asyncio or uvloop.
+
+A connection is three protocols in turn: `TlsServerProtocol` here, from the accepted socket to the finished handshake;
+`estd.web.tls_transport`, which carries the requests; `estd.web.farewell`, which sees the socket closed.
+
+Promises: nothing is handed up before a handshake within `Limits`; every wait on the peer has a deadline; neither side can
+make the other hold more than a bounded number of bytes; close_notify is sent on every orderly end (RFC 8446 §6.1,
+RFC 5246 §7.2.1); no bytes from outside raise an exception into the event loop; a closed connection lets go of
+everything. The certificates presented are handed up in `Peer` and judged elsewhere (`estd.ra.admission`).
+Must not import a protocol, aiohttp or the standard library's `ssl`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+from OpenSSL import SSL
+
+from estd.web.farewell import Farewell
+from estd.web.gate import Gate, Limits, Place, Refusal, read_source
+from estd.web.tls_context import NoProtocolInCommon, build_context, read_reasons
+from estd.web.tls_events import Event, Observe, read_failure
+from estd.web.tls_session import TlsSession
+from estd.web.tls_transport import TlsTransport
+from estd.wire.exchange import Peer
+
+__all__ = ["Event", "Gate", "Limits", "Observe", "Refusal", "TlsServerProtocol", "TlsSession", "build_context"]
+
+_log = logging.getLogger(__name__)
+
+_HANDSHAKE_RECORD: Final = 0x16
+_FLIGHT_BYTES: Final = 32_768
+_ALERT_UNEXPECTED_MESSAGE: Final = b"\x15\x03\x03\x00\x02\x02\x0a"
+_PLAIN_HTTP_TEXT: Final = b"This port speaks TLS. Use https:// instead of http://.\n"
+_PLAIN_HTTP: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    % (len(_PLAIN_HTTP_TEXT), _PLAIN_HTTP_TEXT)
+)
+
+
+class TlsServerProtocol(asyncio.Protocol):
+    """A connection up to its finished handshake; `loop.create_server` takes a function that makes these.
+
+    Args:
+        current_context: asked at each handshake's start, so a renewed certificate serves from the next connection on.
+        make_inner: makes the HTTP layer's protocol, once the handshake is done.
+        limits: deadlines and caps.
+        gate: counts the connections and handshakes of this worker.
+        observe: hears of each `Event` and `Refusal`.
+    """
+
+    __slots__ = (
+        "_address",
+        "_current_context",
+        "_deadline",
+        "_gate",
+        "_hello",
+        "_is_over",
+        "_limits",
+        "_loop",
+        "_make_inner",
+        "_observe",
+        "_place",
+        "_raw",
+        "_received",
+        "_tls",
+    )
+
+    def __init__(
+        self,
+        current_context: Callable[[], SSL.Context],
+        make_inner: Callable[[], asyncio.Protocol],
+        limits: Limits,
+        gate: Gate,
+        observe: Observe,
+    ) -> None:
+        self._current_context = current_context
+        self._make_inner = make_inner
+        self._limits = limits
+        self._gate = gate
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._address = ""
+        self._raw: asyncio.Transport | None = None
+        self._place: Place | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._hello: bytes | None = None  # held while it waits for its turn
+        self._tls: SSL.Connection | None = None
+        self._received = 0
+        self._is_over = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A socket was accepted; the gate decides whether it stays."""
+        raw = cast(asyncio.Transport, transport)
+        self._raw = raw
+        self._address, source = read_source(raw.get_extra_info("peername"))
+        place = self._gate.enter(source)
+        if isinstance(place, Refusal):
+            self._drop(place)
+            return
+        self._place = place
+        self._deadline = self._loop.call_later(self._limits.handshake_seconds, self._drop, Event.EVICTED_HANDSHAKE)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer, whatever they are."""
+        try:
+            if self._tls is not None:
+                self._advance(self._tls, data)
+            elif not self._is_over:
+                self._greet(data)
+        except Exception:  # noqa: BLE001 -- a fault of ours or of the HTTP layer's costs this connection and no other
+            self._drop_as_broken()
+
+    def eof_received(self) -> bool:
+        """The peer gave up."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone before the handshake was done."""
+        if not self._is_over:
+            self._observe(Event.FAILED_GONE)
+            self._finish()
+        if self._place is not None:
+            self._place.leave()
+        self._raw = None
+
+    def handshake_granted(self) -> None:
+        """`estd.web.gate.Waiter`: our turn has come."""
+        self._loop.call_soon(self._start_held)
+
+    def _greet(self, data: bytes) -> None:
+        """The first bytes: what is not TLS is turned away before any cryptography, and what is waits for its turn."""
+        assert self._raw is not None
+        assert self._place is not None
+        if data[0] != _HANDSHAKE_RECORD:
+            is_http = 0x41 <= data[0] <= 0x5A  # every HTTP method begins with a capital letter
+            self._raw.write(_PLAIN_HTTP if is_http else _ALERT_UNEXPECTED_MESSAGE)
+            self._part(Event.FAILED_PLAIN_HTTP if is_http else Event.FAILED_NOT_TLS)
+            return
+        turn = self._place.begin(self)
+        if turn is True:
+            self._start(data)
+        elif turn is not False:
+            self._drop(turn)
+        elif len(data) > self._limits.hello_bytes:
+            self._drop(Event.FAILED_TOO_MUCH)
+        else:
+            self._hello = data
+            self._raw.pause_reading()
+
+    def _start_held(self) -> None:
+        hello, self._hello = self._hello, None
+        if hello is None or self._raw is None:
+            return  # it gave up between the grant and now
+        self._raw.resume_reading()
+        try:
+            self._start(hello)
+        except Exception:  # noqa: BLE001 -- as in data_received
+            self._drop_as_broken()
+
+    def _start(self, hello: bytes) -> None:
+        self._tls = SSL.Connection(self._current_context(), None)
+        self._tls.set_accept_state()
+        self._advance(self._tls, hello)
+
+    def _advance(self, tls: SSL.Connection, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > self._limits.handshake_bytes:
+            self._drop(Event.FAILED_TOO_MUCH)
+            return
+        tls.bio_write(data)
+        try:
+            tls.do_handshake()
+        except SSL.WantReadError:
+            self._flush(tls)
+        except NoProtocolInCommon:
+            self._flush(tls)
+            self._part(Event.FAILED_APPLICATION_PROTOCOL)
+        except SSL.Error as error:
+            self._flush(tls)  # the alert that says why
+            self._part(read_failure(read_reasons(error)))
+        else:
+            self._flush(tls)
+            self._hand_over(tls)
+
+    def _hand_over(self, tls: SSL.Connection) -> None:
+        """The handshake is done: requests are another object's work."""
+        raw, place, limits = self._raw, self._place, self._limits
+        assert raw is not None
+        assert place is not None
+        session = TlsSession(tls)
+        certificates = session.certificates
+        if len(certificates) > limits.certificates or sum(map(len, certificates)) > limits.certificate_bytes:
+            tls.shutdown()
+            self._flush(tls)
+            self._part(Event.FAILED_CERTIFICATES_TOO_BIG)
+            return
+        self._finish()
+        self._observe(Event.HANDSHAKE_OK)
+        peer = Peer(self._address, certificates, session)
+        TlsTransport(raw, tls, session, peer, place, limits, self._observe).open(self._make_inner())
+
+    def _flush(self, tls: SSL.Connection) -> None:
+        assert self._raw is not None
+        try:
+            while True:
+                self._raw.write(tls.bio_read(_FLIGHT_BYTES))
+        except SSL.WantReadError:
+            pass  # that was all
+
+    def _part(self, event: Event) -> None:
+        """End it so that the peer can read why."""
+        assert self._raw is not None
+        assert self._place is not None
+        self._finish()
+        self._observe(event)
+        Farewell(self._raw, self._place, self._limits, self._observe).begin(peer_is_done=False)
+
+    def _drop_as_broken(self) -> None:
+        _log.exception("connection dropped", extra={"peer": self._address})
+        self._drop(Event.EVICTED_INTERNAL)
+
+    def _drop(self, event: Event | Refusal) -> None:
+        """End it without a word."""
+        self._finish()
+        self._observe(event)
+        if self._raw is not None:
+            self._raw.abort()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._place is not None:
+            self._place.end()
+        self._hello = None
+        self._tls = None
