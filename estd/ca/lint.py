@@ -1,0 +1,427 @@
+"""The last look at the exact bytes that are about to be signed.
+
+`Linter.lint` walks a TBSCertificate and returns what is wrong with it by RFC 5280 §4.1 and §4.2, by the algorithms'
+own standards, against the issuing certificate and against the profile; an empty list means that it may be signed. The
+judgement takes nothing from whoever built the bytes: it reads the issuing certificate itself and has its own DER walk.
+
+Extensions that are the same in every certificate of a profile are judged once: their verdict is kept under their very
+octets, so whatever differs by one bit is judged anew. Serial number, dates, subject, key, key identifier and
+subjectAltName are judged each time.
+
+Must not import `estd.wire.der`, `estd.ca.template` or anything of the floors above; no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from estd.ca.constraints import NameConstraints, find_violation, read_name_constraints
+from estd.ca.lint_parts import (
+    AIA,
+    AKI,
+    BC,
+    CDP,
+    CP,
+    EKU,
+    FINDINGS,
+    KU,
+    NC,
+    SAN,
+    SKI,
+    Judged,
+    Key,
+    Malformed,
+    dotted,
+    element,
+    follows_from_key,
+    judge_extension,
+    judge_name,
+    only,
+    read_key,
+    read_time,
+)
+from estd.ca.profile import Profile
+from estd.ca.vocabulary import NOT_FOR_KEY, USAGES_FOR_PURPOSE
+from estd.errors import Broken, Refused
+from estd.wire.oids import NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong with a certificate. `code` is a key of `estd.ca.lint_parts.FINDINGS`."""
+
+    code: str
+
+    @property
+    def clause(self) -> str | None:
+        """The clause that is broken, spelled ``RFC 5280 §4.2.1.6``; None for a rule of the profile."""
+        standard, _, rest = self.code.partition(".")
+        section = rest.rpartition(".")[0]
+        if standard.startswith("rfc"):
+            return f"RFC {standard[3:]} §{section.upper()}"
+        return f"X.690 §{section}" if standard == "x690" else None
+
+    def __str__(self) -> str:
+        return f"{self.code}: {FINDINGS[self.code]}"
+
+
+class Linter:
+    """Judges what one issuer is about to sign: leaves of one profile, or CA certificates when there is none.
+
+    Args:
+        issuer: the issuing certificate, DER; None for a certificate that signs itself.
+        profile: the rules the certificate has to keep; None for a CA certificate.
+        above: CA certificates above the issuer, DER, whose name constraints count too.
+        signature_max_bytes: how long the signature may become, for the size limit.
+    """
+
+    def __init__(
+        self, issuer: bytes | None, profile: Profile | None, above: Sequence[bytes] = (), signature_max_bytes: int = 0
+    ) -> None:
+        self._issuer = None if issuer is None else _read_issuer(issuer)
+        self._profile = profile
+        self._extras: Mapping[str, tuple[bool, bytes]] = (
+            {} if profile is None else {extra.oid: (extra.critical, extra.value) for extra in profile.extensions}
+        )
+        self._expected = _CA_EXPECTS if profile is None else _decide_expected(profile)
+        authorities = () if self._issuer is None else (self._issuer, *(_read_issuer(der) for der in above))
+        self._constraints = [one.name_constraints for one in authorities if one.name_constraints is not None]
+        self._signature_max_bytes = signature_max_bytes
+        self._judged: dict[bytes, Judged] = {}
+
+    def lint(self, tbs: bytes) -> list[Finding]:
+        """What is wrong with these bytes; nothing when they may be signed."""
+        try:
+            return [Finding(code) for code in dict.fromkeys(self._lint(tbs))]
+        except Malformed:
+            return [Finding("x690.10.1.malformed")]
+
+    def _lint(self, tbs: bytes) -> list[str]:
+        end = len(tbs)
+        at, stop = _expect(tbs, 0, end, 0x30)
+        if stop != end:
+            raise Malformed
+        found: list[str] = []
+        tag, start, after = element(tbs, at, end)
+        if tag == 0xA0:
+            at = after
+        if tag != 0xA0 or tbs[start:after] != b"\x02\x01\x02":
+            found.append("rfc5280.4.1.2.1.version_not_3")
+        start, serial_end = _expect(tbs, at, end, 0x02)
+        self._judge_serial(tbs[start:serial_end], found)
+        _, algorithm_end = _expect(tbs, serial_end, end, 0x30)
+        issuer_start, issuer_end = _expect(tbs, algorithm_end, end, 0x30)
+        validity_start, validity_end = _expect(tbs, issuer_end, end, 0x30)
+        subject_start, subject_end = _expect(tbs, validity_end, end, 0x30)
+        _, spki_end = _expect(tbs, subject_end, end, 0x30)
+        issuer, subject, spki = tbs[algorithm_end:issuer_end], tbs[validity_end:subject_end], tbs[subject_end:spki_end]
+
+        key = read_key(spki)
+        if key is None:
+            found.append("rfc5280.4.1.2.7.key_malformed")
+        self._judge_signer(tbs[serial_end:algorithm_end], issuer, subject, key, found)
+        if issuer_start == issuer_end:
+            found.append("rfc5280.4.1.2.4.issuer_empty")
+        self._judge_validity(tbs[validity_start:validity_end], found)
+        found += judge_name(tbs[subject_start:subject_end])
+
+        extensions = self._read_extensions(tbs, spki_end, end, found)
+        self._judge_together(extensions, subject_start == subject_end, key, found)
+        self._judge_names(subject, extensions.get(SAN), found)
+        self._judge_size(end, algorithm_end - serial_end, found)
+        return found
+
+    def _judge_serial(self, serial: bytes, found: list[str]) -> None:
+        if not serial or (len(serial) > 1 and serial[0] == 0 and serial[1] < 0x80):
+            raise Malformed
+        if serial[0] >= 0x80 or not any(serial):
+            found.append("rfc5280.4.1.2.2.serial_not_positive")
+        if len(serial) > _SERIAL_MAX_BYTES:
+            found.append("rfc5280.4.1.2.2.serial_too_long")
+        elif len(serial) < _SERIAL_MIN_BYTES or (
+            self._profile is not None and len(serial) != self._profile.serial_bytes
+        ):
+            found.append("estd.serial_too_short")
+
+    def _judge_signer(self, algorithm: bytes, issuer: bytes, subject: bytes, key: Key | None, found: list[str]) -> None:
+        if self._issuer is None:
+            signs_with = frozenset() if key is None else key.signs_with
+            expected = subject
+        else:
+            signs_with, expected = self._issuer.key.signs_with, self._issuer.subject
+        if algorithm not in signs_with:
+            found.append("rfc5280.4.1.1.2.algorithm_differs")
+        if issuer != expected:
+            found.append("rfc5280.4.1.2.4.issuer_differs")
+
+    def _judge_validity(self, validity: bytes, found: list[str]) -> None:
+        tag, start, stop = element(validity, 0, len(validity))
+        not_before, wrong_before = read_time(tag, validity[start:stop])
+        tag, start, end = element(validity, stop, len(validity))
+        not_after, wrong_after = read_time(tag, validity[start:end])
+        if end != len(validity):
+            raise Malformed
+        found += [wrong for wrong in (wrong_before, wrong_after) if wrong is not None]
+        if not_before is None or not_after is None:
+            return
+        if not_before >= not_after:
+            found.append("rfc5280.4.1.2.5.ends_before_start")
+        if self._issuer is not None and not self._issuer.starts <= not_before <= not_after <= self._issuer.ends:
+            found.append("estd.outside_issuer")
+        if self._profile is not None and _is_too_long(self._profile, not_before, not_after):
+            found.append("estd.validity_too_long")
+
+    def _read_extensions(self, tbs: bytes, at: int, end: int, found: list[str]) -> dict[bytes, Judged]:
+        extensions: dict[bytes, Judged] = {}
+        while at < end:
+            tag, start, stop = element(tbs, at, end)
+            if tag in (0x81, 0x82):
+                found.append("rfc5280.4.1.2.8.unique_id_present")
+                at = stop
+                continue
+            inner, inner_end = _expect(tbs, start, stop, 0x30)
+            if tag != 0xA3 or inner_end != stop or stop != end:
+                raise Malformed
+            while inner < inner_end:
+                _, after = _expect(tbs, inner, inner_end, 0x30)
+                judged = self._judge_extension(tbs[inner:after])
+                if judged.oid in extensions:
+                    found.append("rfc5280.4.2.extension_repeated")
+                found += judged.findings
+                extensions[judged.oid] = judged
+                inner = after
+            at = stop
+        if not extensions:
+            found.append("rfc5280.4.1.2.9.extensions_missing")
+        return extensions
+
+    def _judge_extension(self, extension: bytes) -> Judged:
+        judged = self._judged.get(extension)
+        if judged is None:
+            judged = judge_extension(extension)
+            if judged.oid not in _DIFFERENT_EACH_TIME and len(self._judged) < _KEPT_AT_MOST:
+                self._judged[extension] = judged
+        return judged
+
+    def _judge_together(
+        self, extensions: dict[bytes, Judged], subject_empty: bool, key: Key | None, found: list[str]
+    ) -> None:
+        self._judge_key_ids(extensions, key, found)
+        usage, purposes, policies = extensions.get(KU), extensions.get(EKU), extensions.get(CP)
+        usages = frozenset[str]() if usage is None else usage.usages
+        if key is not None and not usages.isdisjoint(NOT_FOR_KEY[key.family][1]):
+            found.append("rfc5280.4.2.1.3.key_usage_unfit")
+        named = () if purposes is None else purposes.oids
+        if usages:
+            serving = [USAGES_FOR_PURPOSE.get(NAMES.get(purpose, ""), usages) for purpose in named]
+            if any(usages.isdisjoint(fit) for fit in serving):
+                found.append("rfc5280.4.2.1.12.purpose_without_usage")
+        names = extensions.get(SAN)
+        if subject_empty:
+            if names is None:
+                found.append("rfc5280.4.2.1.6.san_missing")
+            elif not names.critical:
+                found.append("rfc5280.4.2.1.6.san_not_critical")
+        if names is None and _SERVER_AUTH in named:
+            found.append("rfc9525.6.3.server_without_san")
+        if self._profile is None:
+            self._judge_authority(extensions, usages, subject_empty, found)
+        else:
+            self._judge_leaf(self._profile, extensions, usages, named, policies, found)
+        self._judge_presence(extensions, found)
+
+    def _judge_presence(self, extensions: dict[bytes, Judged], found: list[str]) -> None:
+        extras = 0
+        for oid, judged in extensions.items():
+            if oid in self._expected:
+                critical = self._expected[oid]
+                if critical is not None and critical is not judged.critical:
+                    found.append("estd.extension_unexpected")
+                continue
+            if self._extras.get(dotted(oid)) == (judged.critical, judged.value):
+                extras += 1
+                continue
+            found.append("estd.extension_unexpected")
+            if judged.critical and oid not in _VERIFIERS_KNOW:
+                found.append("rfc5280.4.2.critical_unknown")
+        if extras != len(self._extras):
+            found.append("estd.extension_unexpected")
+
+    def _judge_key_ids(self, extensions: dict[bytes, Judged], key: Key | None, found: list[str]) -> None:
+        own, authority = extensions.get(SKI), extensions.get(AKI)
+        if own is None:
+            if self._profile is None or self._profile.subject_key_id:
+                found.append("rfc5280.4.2.1.2.subject_key_id_missing")
+        elif key is not None and (own.key_id is None or not follows_from_key(own.key_id, key.octets)):
+            found.append("rfc5280.4.2.1.2.subject_key_id_differs")
+        if self._issuer is not None:
+            expected: bytes | None = self._issuer.key_id
+        else:
+            expected = None if own is None else own.key_id
+        if authority is None:
+            # RFC 5280 §4.2.1.1: only a certificate that signs itself may do without.
+            if self._issuer is not None:
+                found.append("rfc5280.4.2.1.1.authority_key_id_missing")
+        elif authority.key_id is None or authority.key_id != expected:
+            found.append("rfc5280.4.2.1.1.authority_key_id_differs")
+
+    def _judge_authority(
+        self, extensions: dict[bytes, Judged], usages: frozenset[str], subject_empty: bool, found: list[str]
+    ) -> None:
+        if subject_empty:
+            found.append("rfc5280.4.1.2.6.ca_subject_empty")
+        constraints = extensions.get(BC)
+        if constraints is None or not constraints.ca:
+            found.append("rfc5280.4.2.1.9.basic_constraints_missing")
+        if "keyCertSign" not in usages:
+            found.append("rfc5280.4.2.1.3.ca_without_key_cert_sign")
+        if self._issuer is not None and self._issuer.path_length == 0:
+            found.append("rfc5280.4.2.1.9.path_length_exceeded")
+        names = extensions.get(NC)
+        if names is not None and not names.critical:
+            found.append("rfc5280.4.2.1.10.name_constraints_misplaced")
+
+    def _judge_leaf(
+        self,
+        profile: Profile,
+        extensions: dict[bytes, Judged],
+        usages: frozenset[str],
+        purposes: tuple[str, ...],
+        policies: Judged | None,
+        found: list[str],
+    ) -> None:
+        constraints = extensions.get(BC)
+        if constraints is not None and constraints.ca:
+            found.append("rfc5280.4.2.1.9.unexpected_ca")
+        if "keyCertSign" in usages:
+            found.append("rfc5280.4.2.1.3.key_cert_sign_without_ca")
+        if NC in extensions:
+            found.append("rfc5280.4.2.1.10.name_constraints_misplaced")
+        if usages != frozenset(profile.key_usage):
+            found.append("estd.key_usage_differs")
+        if purposes != profile.extended_key_usage:
+            found.append("estd.purposes_differ")
+        if (() if policies is None else policies.oids) != profile.policies:
+            found.append("estd.policies_differ")
+        if profile.basic_constraints and constraints is None:
+            found.append("estd.extension_unexpected")
+
+    def _judge_names(self, subject: bytes, names: Judged | None, found: list[str]) -> None:
+        if not self._constraints:
+            return
+        try:
+            violation = find_violation(self._constraints, subject, None if names is None else names.value)
+        except Refused:
+            violation = "unreadable"
+        if violation is not None:
+            found.append("rfc5280.4.2.1.10.name_outside")
+
+    def _judge_size(self, tbs_bytes: int, algorithm_bytes: int, found: list[str]) -> None:
+        if self._profile is None or self._profile.max_der_bytes is None:
+            return
+        # Four octets of header around all, four and the count of unused bits around the signature.
+        if tbs_bytes + algorithm_bytes + self._signature_max_bytes + 9 > self._profile.max_der_bytes:
+            found.append("estd.too_large")
+
+
+# --- private ---------------------------------------------------------------------------------------------------------
+
+_SERIAL_MAX_BYTES: Final = 20
+# 64 random bits and the octet that keeps the number positive.
+_SERIAL_MIN_BYTES: Final = 9
+_KEPT_AT_MOST: Final = 256
+_SERVER_AUTH: Final = "1.3.6.1.5.5.7.3.1"
+_DIFFERENT_EACH_TIME: Final = frozenset({SKI, SAN})
+_VERIFIERS_KNOW: Final = frozenset({KU, SAN, BC, EKU, CP, NC})
+# None: criticality is judged with the extension itself, or is free.
+_CA_EXPECTS: Final[Mapping[bytes, bool | None]] = dict.fromkeys((BC, KU, SKI, AKI, NC, CDP, AIA))
+
+
+@dataclass(frozen=True, slots=True)
+class _Issuer:
+    """What the issuing certificate says, read by this module."""
+
+    subject: bytes
+    key: Key
+    key_id: bytes | None
+    starts: datetime
+    ends: datetime
+    path_length: int | None
+    name_constraints: NameConstraints | None
+
+
+def _expect(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
+    found, start, stop = element(data, at, end)
+    if found != tag:
+        raise Malformed
+    return start, stop
+
+
+def _read_issuer(certificate: bytes) -> _Issuer:
+    start, end = only(certificate, 0x30)
+    tbs_start, tbs_end = _expect(certificate, start, end, 0x30)
+    at = tbs_start
+    parts: list[tuple[int, int, int, int]] = []
+    while at < tbs_end:
+        tag, inner, after = element(certificate, at, tbs_end)
+        parts.append((tag, at, inner, after))
+        at = after
+    # [0] version, serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, …, [3] extensions
+    _, _, validity, validity_end = parts[4]
+    subject, subject_end = parts[5][1], parts[5][3]
+    key = read_key(certificate[parts[6][1] : parts[6][3]])
+    tag, inner, middle = element(certificate, validity, validity_end)
+    starts, _ = read_time(tag, certificate[inner:middle])
+    tag, inner, last = element(certificate, middle, validity_end)
+    ends, _ = read_time(tag, certificate[inner:last])
+    if key is None or starts is None or ends is None or parts[-1][0] != 0xA3:
+        raise Broken("an issuer's certificate cannot be read")
+    extensions = {}
+    inner, stop = only(certificate[parts[-1][2] : parts[-1][3]], 0x30)
+    block = certificate[parts[-1][2] : parts[-1][3]]
+    while inner < stop:
+        _, _, after = element(block, inner, stop)
+        judged = judge_extension(block[inner:after])
+        extensions[judged.oid] = judged
+        inner = after
+    names = extensions.get(NC)
+    return _Issuer(
+        subject=certificate[subject:subject_end],
+        key=key,
+        key_id=extensions[SKI].key_id if SKI in extensions else None,
+        starts=starts,
+        ends=ends,
+        path_length=extensions[BC].path_length if BC in extensions else None,
+        name_constraints=None if names is None else read_name_constraints(names.value),
+    )
+
+
+def _decide_expected(profile: Profile) -> dict[bytes, bool | None]:
+    expected: dict[bytes, bool | None] = {AKI: None, SAN: None}
+    if profile.basic_constraints:
+        expected[BC] = profile.basic_constraints_critical
+    if profile.key_usage:
+        expected[KU] = profile.key_usage_critical
+    if profile.extended_key_usage:
+        expected[EKU] = profile.extended_key_usage_critical
+    if profile.policies:
+        expected[CP] = profile.policies_critical
+    if profile.subject_key_id:
+        expected[SKI] = None
+    if profile.cdp:
+        expected[CDP] = None
+    if profile.aia:
+        expected[AIA] = None
+    return expected
+
+
+def _is_too_long(profile: Profile, not_before: datetime, not_after: datetime) -> bool:
+    if profile.align == "issuer":
+        return False
+    if profile.validity.duration is not None:
+        # Both ends count (RFC 5280 §4.1.2.5), so one second more than the difference.
+        return not_after - not_before + timedelta(seconds=1) > profile.validity.duration
+    return profile.validity.until is not None and not_after > profile.validity.until
