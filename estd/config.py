@@ -112,7 +112,7 @@ def _take(
         problems.append(Problem(f"{path}: {where}", "is not a setting", f"Known here: {', '.join(sorted(known))}."))
         return
     name, kind = target
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is list and not _is_texts(value)):
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, list) and not _is_texts(value)):
         problems.append(Problem(f"{path}: {where}", f"must be {_TYPE_NAMES[kind]}", "Change its value."))
         return
     values[name] = value

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Child:
         name: appears in the log.
         argv: arguments after the interpreter; descriptor numbers are appended, control channel last.
         inherited: descriptors the child gets besides its control channel.
+        environment: variables the child gets besides ours.
         greet: called with our end of the control channel after each start; when it returns the child is ready.
     """
 
@@ -38,12 +41,14 @@ class Child:
         name: str,
         argv: Sequence[str],
         inherited: Sequence[int],
-        greet: Callable[[socket.socket], Awaitable[None]],
+        greet: Callable[[socket.socket], Coroutine[None, None, None]],
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self._argv = list(argv)
         self._inherited = list(inherited)
         self._greet = greet
+        self._environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +118,7 @@ class Child:
                 *(str(number) for number in descriptors),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
+                env={**os.environ, **self._environment},
             )
         finally:
             theirs.close()

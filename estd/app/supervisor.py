@@ -16,8 +16,9 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -221,13 +222,13 @@ class Supervisor:
                 name,
                 ["-m", "estd.signer.server"],
                 [settings_file.fileno()],
-                self._greeter_of_signer(name, settings_file),
+                self._greeter_of_signer(name),
             )
             self._signers.append(child)
             child.start()
         await self._require(self._signers)
 
-    def _greeter_of_signer(self, name: str, settings_file: object) -> Callable[[socket.socket], object]:
+    def _greeter_of_signer(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, None]]:
         async def greet(end: socket.socket) -> None:
             control = await SignerControl.open(end)
             await control.unlock(self._kek)
@@ -241,7 +242,14 @@ class Supervisor:
         workers = []
         for slot in range(self._config.worker_count):
             name = f"worker-{self._generation}-{slot}"
-            child = Child(name, ["-m", "estd.app.worker"], [self._listener.fileno()], self._greeter_of_worker(name))
+            child = Child(
+                name,
+                ["-m", "estd.app.worker"],
+                [self._listener.fileno()],
+                self._greeter_of_worker(name),
+                # Read by OpenSSL at its start; see the file for the one setting it holds.
+                {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
+            )
             workers.append(child)
             child.start()
         try:
@@ -251,7 +259,7 @@ class Supervisor:
             raise
         return workers
 
-    def _greeter_of_worker(self, name: str) -> Callable[[socket.socket], object]:
+    def _greeter_of_worker(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, None]]:
         async def greet(end: socket.socket) -> None:
             control = await Control.open(end)
             settings = WorkerSettings(
@@ -354,8 +362,8 @@ class Supervisor:
             missing["server"] = "draining"
         return missing
 
-    def _task(self, work: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_fault)
         return task
 

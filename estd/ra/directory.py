@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography import x509
 from cryptography.x509 import verification
@@ -18,9 +19,12 @@ from estd.ca.profile import Profile
 from estd.errors import Code, Refused
 from estd.store.contract import EcosystemRecord, IssuerRecord, Revocation
 
+INTERNAL_LABEL: Final = "estd-server"
+"""The server's own ecosystem; no path leads to it."""
+
 # IDevIDs carry neither the SAN nor the EKU that the default policy wants (IEEE 802.1AR §8); what a leaf must and must
 # not say is checked by `estd.ra.admission`, and the CA certificates keep the library's own rules (RFC 5280 §6.1).
-_MAXIMUM_CHAIN_DEPTH = 5
+_MAXIMUM_CHAIN_DEPTH: Final = 5
 _LEAF_POLICY = verification.ExtensionPolicy.permit_all()
 _CA_POLICY = verification.ExtensionPolicy.permit_all().require_present(
     x509.BasicConstraints, verification.Criticality.AGNOSTIC, None
@@ -78,6 +82,8 @@ class Directory:
             live = _read_ecosystem(record)
             self.ecosystems[live.ecosystem_id] = live
             rules = live.rules
+            if rules.label == INTERNAL_LABEL:
+                continue
             for profile in rules.profiles.values():
                 if profile.label is not None:
                     self._places[profile.label] = Place(live, profile)

@@ -1,0 +1,186 @@
+"""The server's own TLS certificate, issued by estd itself unless the operator brings one.
+
+An internal ecosystem, unreachable for devices, issues it down the same road as every other certificate: intent, journal,
+audit event. Its root is written to ``server-trust.pem`` in the data directory; that is what clients install.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from estd.app.apply import apply_document
+from estd.ca.ecosystem import read_document
+from estd.config import Config
+from estd.errors import Invalid, Problem
+from estd.names import write_san
+from estd.ra.directory import INTERNAL_LABEL
+from estd.ra.enrollment import Enrollment, Order, write_request_key
+from estd.store.contract import Store
+
+LABEL: Final = INTERNAL_LABEL
+_PROFILE: Final = "server"
+_RENEW_AT: Final = 2 / 3
+"""Of its life; the rest is the time an operator has to notice that renewing fails."""
+
+_DOCUMENT: Final = """
+[ecosystem]
+label = "{label}"
+name = "This server's own certificates"
+
+[[issuer]]
+name = "trust"
+subject = "CN=estd server trust {mark}"
+key = "ec-p256"
+validity = "30y"
+path_length = 0
+
+[profile.server]
+issuer = "trust"
+enroll = []
+renew = "never"
+keys = ["ec-p256"]
+subject = "request"
+san = "request"
+san_rule = {{ types = ["dns", "ip"], required = [], max = 50 }}
+key_usage = ["digitalSignature"]
+extended_key_usage = ["serverAuth", "cmcRA"]
+validity = "90d"
+csrattrs = "off"
+"""
+
+
+async def ensure_ecosystem(store: Store, kek: bytes) -> None:
+    """Make the internal ecosystem if this is the first start."""
+    if any(record.label == LABEL for record in await store.find_ecosystems()):
+        return
+    # Clients may trust several servers; the mark keeps their roots apart.
+    text = _DOCUMENT.format(label=LABEL, mark=secrets.token_hex(4))
+    rules = read_document(text, "the server's own ecosystem", _read_nothing)
+    await apply_document(store, kek, rules, "estd", internal=True)
+
+
+async def ensure_certificate(
+    config: Config, store: Store, enrollment: Enrollment, now: datetime
+) -> tuple[bytes, bytes]:
+    """PEM chain and key of the server's certificate; a new one is issued when the present one is missing, is for other
+    names, comes from another root, or has less than a third of its life left.
+
+    Raises:
+        Invalid: the operator's own certificate or key cannot be read.
+        Unavailable: it cannot be issued now.
+    """
+    record = next(record for record in await store.find_ecosystems() if record.label == LABEL)
+    root = record.issuers[-1]
+    directory = config.data_directory
+    _write(directory / "server-trust.pem", _pem(root.certificate), 0o644)
+    if config.tls_certificate is not None and config.tls_key is not None:
+        return _read_own(config.tls_certificate, config.tls_key)
+    chain_path, key_path = directory / "server.pem", directory / "server.key"
+    if _is_good(chain_path, key_path, config, root.certificate, now):
+        return chain_path.read_bytes(), key_path.read_bytes()
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, config.tls_names[0])])
+    csr = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    digest = hashlib.sha256(csr).digest()
+    certificate = await enrollment.enroll(
+        Order(
+            request_key=write_request_key(record.ecosystem_id, "estd", _PROFILE, digest),
+            ecosystem_id=record.ecosystem_id,
+            ecosystem_version=record.version,
+            node_id=record.node_id,
+            ecosystem=LABEL,
+            profile=_PROFILE,
+            retry_window=timedelta(),
+            operation="server-certificate",
+            identity="estd",
+            device=config.tls_names[0],
+            csr=csr,
+            csr_sha256=digest,
+            subject=subject.public_bytes(),
+            san=write_san(_san_text(name) for name in config.tls_names),
+            code_id=None,
+            address="",
+            request_id="",
+        )
+    )
+    chain = _pem(certificate)
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    # The key first: a certificate beside the key before it would look complete and not work.
+    _write(key_path, key_pem, 0o600)
+    _write(chain_path, chain, 0o644)
+    return chain, key_pem
+
+
+# --- private -------------------------------------------------------------------------------------------------------
+
+
+def _read_nothing(path: str) -> bytes:
+    raise FileNotFoundError(path)
+
+
+def _san_text(name: str) -> str:
+    try:
+        ip_address(name)
+    except ValueError:
+        return f"dns:{name}"
+    return f"ip:{name}"
+
+
+def _is_good(chain_path: Path, key_path: Path, config: Config, root: bytes, now: datetime) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(chain_path.read_bytes())
+        key_path.stat()
+    except (OSError, ValueError):
+        return False
+    issuer = x509.load_der_x509_certificate(root)
+    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    has = {str(name) for name in names.get_values_for_type(x509.DNSName)}
+    has |= {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+    return (
+        certificate.issuer == issuer.subject
+        and has == set(config.tls_names)
+        and starts <= now < starts + (ends - starts) * _RENEW_AT
+    )
+
+
+def _read_own(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    try:
+        return certificate.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise Invalid(
+            [Problem(str(error.filename), f"cannot be read ({error.strerror})", "Name readable files in [tls].")]
+        ) from None
+
+
+def _pem(certificate: bytes) -> bytes:
+    return x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Whole or not at all, and only if it differs."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
