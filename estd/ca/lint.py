@@ -4,9 +4,9 @@
 own standards, against the issuing certificate and against the profile; an empty list means that it may be signed. The
 judgement takes nothing from whoever built the bytes: it reads the issuing certificate itself and has its own DER walk.
 
-Extensions that are the same in every certificate of a profile are judged once: their verdict is kept under their very
-octets, so whatever differs by one bit is judged anew. Serial number, dates, subject, key, key identifier and
-subjectAltName are judged each time.
+What is the same in every certificate of a profile is judged once: the verdict on a run of extensions, and on the dates
+of one batch, is kept beside their very octets, so whatever differs by one bit is judged anew. Serial number, subject,
+key, key identifier and subjectAltName are judged each time.
 
 Must not import `estd.wire.der`, `estd.ca.template` or anything of the floors above; no clock.
 """
@@ -90,7 +90,12 @@ class Linter:
         authorities = () if self._issuer is None else (self._issuer, *(_read_issuer(der) for der in above))
         self._constraints = [one.name_constraints for one in authorities if one.name_constraints is not None]
         self._signature_max_bytes = signature_max_bytes
-        self._judged: dict[bytes, Judged] = {}
+        # The extensions that come before subjectKeyIdentifier and subjectAltName, as last seen, and the verdict on them.
+        self._run = b""
+        self._run_judged: dict[bytes, Judged] = {}
+        self._run_found: list[str] = []
+        self._validity = b""
+        self._validity_found: list[str] = []
 
     def lint(self, tbs: bytes) -> list[Finding]:
         """What is wrong with these bytes; nothing when they may be signed."""
@@ -125,7 +130,7 @@ class Linter:
         self._judge_signer(tbs[serial_end:algorithm_end], issuer, subject, key, found)
         if issuer_start == issuer_end:
             found.append("rfc5280.4.1.2.4.issuer_empty")
-        self._judge_validity(tbs[validity_start:validity_end], found)
+        found += self._judge_validity(tbs[validity_start:validity_end])
         found += judge_name(tbs[subject_start:subject_end])
 
         extensions = self._read_extensions(tbs, spki_end, end, found)
@@ -157,54 +162,51 @@ class Linter:
         if issuer != expected:
             found.append("rfc5280.4.1.2.4.issuer_differs")
 
-    def _judge_validity(self, validity: bytes, found: list[str]) -> None:
+    def _judge_validity(self, validity: bytes) -> list[str]:
+        if validity == self._validity:
+            return self._validity_found
         tag, start, stop = element(validity, 0, len(validity))
         not_before, wrong_before = read_time(tag, validity[start:stop])
         tag, start, end = element(validity, stop, len(validity))
         not_after, wrong_after = read_time(tag, validity[start:end])
         if end != len(validity):
             raise Malformed
-        found += [wrong for wrong in (wrong_before, wrong_after) if wrong is not None]
-        if not_before is None or not_after is None:
-            return
-        if not_before >= not_after:
-            found.append("rfc5280.4.1.2.5.ends_before_start")
-        if self._issuer is not None and not self._issuer.starts <= not_before <= not_after <= self._issuer.ends:
-            found.append("estd.outside_issuer")
-        if self._profile is not None and _is_too_long(self._profile, not_before, not_after):
-            found.append("estd.validity_too_long")
+        found = [wrong for wrong in (wrong_before, wrong_after) if wrong is not None]
+        if not_before is not None and not_after is not None:
+            if not_before >= not_after:
+                found.append("rfc5280.4.1.2.5.ends_before_start")
+            if self._issuer is not None and not self._issuer.starts <= not_before <= not_after <= self._issuer.ends:
+                found.append("estd.outside_issuer")
+            if self._profile is not None and _is_too_long(self._profile, not_before, not_after):
+                found.append("estd.validity_too_long")
+        self._validity, self._validity_found = validity, found
+        return found
 
     def _read_extensions(self, tbs: bytes, at: int, end: int, found: list[str]) -> dict[bytes, Judged]:
-        extensions: dict[bytes, Judged] = {}
-        while at < end:
-            tag, start, stop = element(tbs, at, end)
-            if tag in (0x81, 0x82):
-                found.append("rfc5280.4.1.2.8.unique_id_present")
-                at = stop
-                continue
-            inner, inner_end = _expect(tbs, start, stop, 0x30)
-            if tag != 0xA3 or inner_end != stop or stop != end:
-                raise Malformed
-            while inner < inner_end:
-                _, after = _expect(tbs, inner, inner_end, 0x30)
-                judged = self._judge_extension(tbs[inner:after])
-                if judged.oid in extensions:
-                    found.append("rfc5280.4.2.extension_repeated")
-                found += judged.findings
-                extensions[judged.oid] = judged
-                inner = after
-            at = stop
-        if not extensions:
+        while at < end and tbs[at] in (0x81, 0x82):
+            found.append("rfc5280.4.1.2.8.unique_id_present")
+            at = element(tbs, at, end)[2]
+        if at == end:
             found.append("rfc5280.4.1.2.9.extensions_missing")
+            return {}
+        start, stop = _expect(tbs, at, end, 0xA3)
+        first, after = _expect(tbs, start, stop, 0x30)
+        if stop != end or after != end:
+            raise Malformed
+        if first == end:
+            found.append("rfc5280.4.1.2.9.extensions_missing")
+        if self._run and tbs.startswith(self._run, first):
+            extensions = dict(self._run_judged)
+            found += self._run_found
+            _judge_extensions(tbs, first + len(self._run), end, extensions, found)
+            return extensions
+        extensions = {}
+        run_end = _judge_extensions(tbs, first, end, extensions, found)
+        if run_end > first:
+            # Kept under these octets only, and judged again from them so that nothing of this certificate mixes in.
+            self._run, self._run_judged, self._run_found = tbs[first:run_end], {}, []
+            _judge_extensions(self._run, 0, len(self._run), self._run_judged, self._run_found)
         return extensions
-
-    def _judge_extension(self, extension: bytes) -> Judged:
-        judged = self._judged.get(extension)
-        if judged is None:
-            judged = judge_extension(extension)
-            if judged.oid not in _DIFFERENT_EACH_TIME and len(self._judged) < _KEPT_AT_MOST:
-                self._judged[extension] = judged
-        return judged
 
     def _judge_together(
         self, extensions: dict[bytes, Judged], subject_empty: bool, key: Key | None, found: list[str]
@@ -332,7 +334,6 @@ class Linter:
 _SERIAL_MAX_BYTES: Final = 20
 # 64 random bits and the octet that keeps the number positive.
 _SERIAL_MIN_BYTES: Final = 9
-_KEPT_AT_MOST: Final = 256
 _SERVER_AUTH: Final = "1.3.6.1.5.5.7.3.1"
 _DIFFERENT_EACH_TIME: Final = frozenset({SKI, SAN})
 _VERIFIERS_KNOW: Final = frozenset({KU, SAN, BC, EKU, CP, NC})
@@ -354,10 +355,33 @@ class _Issuer:
 
 
 def _expect(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
-    found, start, stop = element(data, at, end)
-    if found != tag:
+    """Contents of the element at `at`, which must have that identifier octet."""
+    start = at + 2
+    if start > end or data[at] != tag:
+        raise Malformed
+    if data[at + 1] >= 0x80:
+        _, start, stop = element(data, at, end)
+        return start, stop
+    stop = start + data[at + 1]
+    if stop > end:
         raise Malformed
     return start, stop
+
+
+def _judge_extensions(data: bytes, at: int, end: int, extensions: dict[bytes, Judged], found: list[str]) -> int:
+    """Judge the extensions in a range; where the first of those stands that differ in each certificate."""
+    run_end = -1
+    while at < end:
+        _, after = _expect(data, at, end, 0x30)
+        judged = judge_extension(data[at:after])
+        if judged.oid in extensions:
+            found.append("rfc5280.4.2.extension_repeated")
+        if judged.oid in _DIFFERENT_EACH_TIME and run_end < 0:
+            run_end = at
+        found += judged.findings
+        extensions[judged.oid] = judged
+        at = after
+    return end if run_end < 0 else run_end
 
 
 def _read_issuer(certificate: bytes) -> _Issuer:
