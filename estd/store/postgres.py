@@ -1,0 +1,360 @@
+"""The store in PostgreSQL (15 or later), through asyncpg.
+
+What it promises stands in `estd.store.contract`; how the promises are kept stands beside the statements in
+``queries.sql`` and in `estd.store.pool`. Each method is one statement, so one round trip and one commit;
+`PostgresStore.record_ecosystem` is a transaction of several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import asyncpg
+
+from estd.audit import Event
+from estd.errors import Broken, Code, Unavailable
+from estd.store import rows
+from estd.store.contract import (
+    Closing,
+    Conflict,
+    Device,
+    EcosystemRecord,
+    EnrollmentCode,
+    Intent,
+    Issuance,
+    Issued,
+    NewIssuer,
+    Node,
+    Outcome,
+    Revocation,
+    StoredCertificate,
+)
+from estd.store.listener import Follower, Listener
+from estd.store.migrator import check_schema
+from estd.store.pool import Connection, Pool, unavailable
+from estd.store.queries import sql_of
+
+_REPEATS = 5
+
+
+def utc_now() -> datetime:
+    """The time of this machine, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class PostgresStore:
+    """Implements `estd.store.contract.Store`.
+
+    Args:
+        url: ``postgresql://…``; several hosts are tried in turn for the one that takes writes.
+        pool_size: how many statements may run at once, the listening connections not counted.
+        clock: decides which certificates have expired.
+        statement_seconds: the deadline of one statement.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        clock: Callable[[], datetime] = utc_now,
+        statement_seconds: float = 5.0,
+    ) -> None:
+        self._pool = Pool(url, pool_size, statement_seconds=statement_seconds)
+        self._clock = clock
+        self._listeners: list[Listener] = []
+
+    @classmethod
+    async def connect(cls, url: str, *, pool_size: int = 8, clock: Callable[[], datetime] = utc_now) -> Self:
+        """A store whose database answers and has the right schema.
+
+        Raises:
+            Unavailable: it does not. (A worker that must start regardless makes the store without `connect`.)
+        """
+        store = cls(url, pool_size=pool_size, clock=clock)
+        try:
+            await store.check()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    # --- issuance ------------------------------------------------------------------------------------------------
+    async def reserve_intents(self, intents: Sequence[Intent]) -> list[Outcome]:
+        """See `Store.reserve_intents`."""
+        if not intents:
+            return []
+        if await self._pool.fetch_value(_RESERVE_INTENTS, *rows.write_intents(intents)) == len(intents):
+            return [Outcome.RESERVED] * len(intents)
+        outcomes: dict[int, Outcome] = {}
+        undecided = list(enumerate(intents))
+        for _ in range(_REPEATS):
+            found = await self._pool.fetch(_FIND_HOLDERS, *rows.write_holders([intent for _, intent in undecided]))
+            rest = []
+            for (position, intent), row in zip(undecided, found, strict=True):
+                outcome = _decide_outcome(intent, row)
+                if outcome is None:
+                    rest.append((position, intent))
+                else:
+                    outcomes[position] = outcome
+            if not rest:
+                return [outcomes[position] for position in range(len(intents))]
+            # What stood in the way of the rest has just been closed or rolled back.
+            undecided = rest
+            await self._pool.fetch(_RESERVE_INTENTS, *rows.write_intents([intent for _, intent in undecided]))
+        raise unavailable(None)
+
+    async def find_issuances(self, request_keys: Sequence[bytes]) -> dict[bytes, Issuance]:
+        """See `Store.find_issuances`."""
+        found = await self._pool.fetch(_FIND_ISSUANCES, list(request_keys))
+        return {
+            row["request_key"]: Issuance(rows.read_intent(row), None, row["der"], row["issued_at"]) for row in found
+        }
+
+    async def record_issued(self, issued: Sequence[Issued]) -> None:
+        """See `Store.record_issued`."""
+        if not issued:
+            return
+        try:
+            resolved = await self._pool.fetch_value(_RECORD_ISSUED, *rows.write_issued(issued))
+        except Broken:
+            cleaned = [dataclasses.replace(one, event=rows.printable(one.event)) for one in issued]
+            if cleaned == list(issued):
+                raise
+            issued = cleaned
+            resolved = await self._pool.fetch_value(_RECORD_ISSUED, *rows.write_issued(issued))
+        if resolved == len(issued):
+            return
+        # Repeats, and results of intents that were given up meanwhile.
+        columns = [one.issuer_id for one in issued], [one.serial for one in issued]
+        for one, row in zip(issued, await self._pool.fetch(_FIND_STORED, *columns), strict=True):
+            name = f"serial {one.serial.hex()} of issuer {one.issuer_id}"
+            if not row["has_intent"]:
+                raise Broken(f"{name} was signed without an intent")
+            if row["der"] is None:
+                await self._pool.fetch(_RECORD_ISSUED_LATE, *(column[0] for column in rows.write_issued([one])))
+            elif row["der"] != one.certificate:
+                raise Broken(f"{name} has two different certificates")
+
+    async def close_intent(self, issuer_id: int, serial: bytes, closing: Closing) -> bool:
+        """See `Store.close_intent`."""
+        if closing is Closing.SUPERSEDED:
+            return bool(await self._pool.fetch(_CLOSE_ISSUED, issuer_id, serial))
+        return bool(await self._pool.fetch(_CLOSE_UNRESOLVED, issuer_id, serial, closing.value))
+
+    async def find_open_intents(self, before: datetime, limit: int) -> list[Intent]:
+        """See `Store.find_open_intents`."""
+        return [rows.read_intent(row) for row in await self._pool.fetch(_FIND_OPEN_INTENTS, before, limit)]
+
+    async def find_certificate(self, issuer_id: int, serial: bytes) -> StoredCertificate | None:
+        """See `Store.find_certificate`."""
+        found = await self._pool.fetch(_FIND_CERTIFICATE, issuer_id, serial)
+        return rows.read_certificate(found[0]) if found else None
+
+    async def find_certificates(
+        self, ecosystem_id: int | None, device: str | None, limit: int
+    ) -> list[StoredCertificate]:
+        """See `Store.find_certificates`."""
+        if device is None:
+            found = await self._pool.fetch(_FIND_NEWEST_CERTIFICATES, ecosystem_id, limit)
+        else:
+            found = await self._pool.fetch(_FIND_DEVICE_CERTIFICATES, ecosystem_id, device, limit)
+        return [rows.read_certificate(row) for row in found]
+
+    async def record_revocation(self, revocation: Revocation, event: Event) -> bool:
+        """See `Store.record_revocation`."""
+        columns = rows.write_revocation(revocation) + rows.write_event(event)
+        return bool(await self._pool.fetch(_RECORD_REVOCATION, *columns))
+
+    async def find_revocations(self) -> list[Revocation]:
+        """See `Store.find_revocations`."""
+        return [rows.read_revocation(row) for row in await self._pool.fetch(_FIND_REVOCATIONS, self._clock())]
+
+    # --- ecosystems ----------------------------------------------------------------------------------------------
+    async def find_ecosystems(self) -> list[EcosystemRecord]:
+        """See `Store.find_ecosystems`."""
+        return rows.read_ecosystems(await self._pool.fetch(_FIND_ECOSYSTEMS, None))
+
+    async def record_ecosystem(
+        self,
+        label: str,
+        document: Mapping[str, Any],
+        new_issuers: Sequence[NewIssuer],
+        expected_version: int,
+        applied_by: str,
+        event: Event,
+    ) -> EcosystemRecord:
+        """See `Store.record_ecosystem`."""
+        for _ in range(_REPEATS):
+            try:
+                async with self._pool.transaction() as connection:
+                    return await _apply_ecosystem(
+                        connection, label, document, new_issuers, expected_version, applied_by, event
+                    )
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name == "issuer_certificate":
+                    raise Conflict(f"{label} has one of the new issuers already") from error
+                # Somebody else made the same label at the same moment; look again.
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                pass  # rolled back for others' sake; again
+        raise unavailable(None)
+
+    async def find_nodes(self) -> list[Node]:
+        """See `Store.find_nodes`."""
+        return [rows.read_node(row) for row in await self._pool.fetch(_FIND_NODES)]
+
+    # --- credentials and inventory ---------------------------------------------------------------------------------
+    async def record_codes(self, codes: Sequence[EnrollmentCode]) -> list[EnrollmentCode]:
+        """See `Store.record_codes`."""
+        if not codes:
+            return []
+        await self._pool.fetch(_RECORD_CODES, *rows.write_codes(codes))
+        found = await self._pool.fetch(_FIND_RECORDED_CODES, *rows.write_code_keys(codes))
+        return [rows.read_code(row) for row in found]
+
+    async def find_codes(self, ecosystem_id: int, device: str) -> list[EnrollmentCode]:
+        """See `Store.find_codes`."""
+        return [rows.read_code(row) for row in await self._pool.fetch(_FIND_CODES, ecosystem_id, device)]
+
+    async def list_codes(self, ecosystem_id: int, limit: int) -> list[EnrollmentCode]:
+        """See `Store.list_codes`."""
+        return [rows.read_code(row) for row in await self._pool.fetch(_LIST_CODES, ecosystem_id, limit)]
+
+    async def record_devices(self, devices: Sequence[Device]) -> None:
+        """See `Store.record_devices`."""
+        if devices:
+            await self._pool.fetch(_RECORD_DEVICES, *rows.write_devices(devices))
+
+    async def find_device(self, ecosystem_id: int, device: str) -> Device | None:
+        """See `Store.find_device`."""
+        found = await self._pool.fetch(_FIND_DEVICE, ecosystem_id, device)
+        return rows.read_device(found[0]) if found else None
+
+    # --- audit and life --------------------------------------------------------------------------------------------
+    async def record_events(self, events: Sequence[Event]) -> None:
+        """See `Store.record_events`."""
+        if not events:
+            return
+        try:
+            await self._pool.fetch(_RECORD_EVENTS, *rows.write_events(events))
+        except Broken:
+            # What a stranger sent may hold characters PostgreSQL has no place for; a refusal is recorded all the same.
+            cleaned = [rows.printable(event) for event in events]
+            if cleaned == list(events):
+                raise
+            await self._pool.fetch(_RECORD_EVENTS, *rows.write_events(cleaned))
+
+    async def find_events(self, ecosystem_id: int | None, limit: int) -> list[Event]:
+        """See `Store.find_events`."""
+        if ecosystem_id is None:
+            found = await self._pool.fetch(_FIND_EVENTS, limit)
+        else:
+            found = await self._pool.fetch(_FIND_ECOSYSTEM_EVENTS, ecosystem_id, limit)
+        return [rows.read_event(row) for row in found]
+
+    async def subscribe(self, follower: Follower) -> None:
+        """See `Store.subscribe`."""
+        listener = Listener(self._pool, follower)
+        self._listeners.append(listener)
+        await listener.start()
+
+    async def check(self) -> None:
+        """See `Store.check`."""
+        async with self._pool.transaction() as connection:
+            await check_schema(connection)
+            durability = await connection.fetchrow(_DURABILITY)
+        assert durability is not None
+        if durability["synchronous_commit"] == "off" or durability["fsync"] == "off":
+            raise Unavailable(
+                Code.STORE_UNAVAILABLE,
+                "The database acknowledges what it has not stored: set fsync and synchronous_commit to on.",
+                retry_after_seconds=60,
+            )
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners.clear()
+        await self._pool.close()
+
+
+def _decide_outcome(intent: Intent, row: rows.Row) -> Outcome | None:
+    """What became of one intent; None when nothing holds it up any more and it may be tried again."""
+    if row["own_request_key"] is not None:
+        if row["own_request_key"] != intent.request_key:
+            raise Broken(f"serial {intent.serial.hex()} of issuer {intent.issuer_id} was chosen twice")
+        return Outcome.RESERVED if row["own_is_unresolved"] else Outcome.EXISTS
+    if row["request_key_is_held"]:
+        return Outcome.EXISTS
+    if row["code_holder"] is not None and row["code_holder"] != intent.request_key:
+        return Outcome.CODE_SPENT
+    return None
+
+
+async def _apply_ecosystem(
+    connection: Connection,
+    label: str,
+    document: Mapping[str, Any],
+    new_issuers: Sequence[NewIssuer],
+    expected_version: int,
+    applied_by: str,
+    event: Event,
+) -> EcosystemRecord:
+    ecosystem_id = await connection.fetchval(_LOCK_ECOSYSTEM, label)
+    if ecosystem_id is not None:
+        (present,) = rows.read_ecosystems(await connection.fetch(_FIND_ECOSYSTEMS, label))
+        if present.version == expected_version + 1 and rows.repeats(present, document, new_issuers, applied_by):
+            return present
+        if present.version != expected_version:
+            raise Conflict(f"{label} is at version {present.version}, not {expected_version}")
+    elif expected_version != 0:
+        raise Conflict(f"{label} does not exist")
+    else:
+        ecosystem_id = await connection.fetchval(_INSERT_ECOSYSTEM, label)
+    for issuer in new_issuers:
+        parent_id = await connection.fetchval(
+            _INSERT_ISSUER, ecosystem_id, issuer.name, issuer.parent, issuer.certificate, issuer.sealed_key, event.at
+        )
+        if parent_id is None and issuer.parent is not None:
+            raise Broken(f"issuer {issuer.name} of {label} names the parent {issuer.parent}, which does not exist")
+    version = expected_version + 1
+    columns = [ecosystem_id, version, rows.write_json(document), event.at, applied_by]
+    await connection.fetch(_INSERT_VERSION, *columns, *rows.write_event(event))
+    (record,) = rows.read_ecosystems(await connection.fetch(_FIND_ECOSYSTEMS, label))
+    return record
+
+
+_RESERVE_INTENTS = sql_of("reserve_intents")
+_FIND_HOLDERS = sql_of("find_holders")
+_FIND_ISSUANCES = sql_of("find_issuances")
+_RECORD_ISSUED = sql_of("record_issued")
+_RECORD_ISSUED_LATE = sql_of("record_issued_late")
+_FIND_STORED = sql_of("find_stored")
+_CLOSE_UNRESOLVED = sql_of("close_unresolved")
+_CLOSE_ISSUED = sql_of("close_issued")
+_FIND_OPEN_INTENTS = sql_of("find_open_intents")
+_FIND_CERTIFICATE = sql_of("find_certificate")
+_FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")
+_FIND_DEVICE_CERTIFICATES = sql_of("find_device_certificates")
+_RECORD_REVOCATION = sql_of("record_revocation")
+_FIND_REVOCATIONS = sql_of("find_revocations")
+_FIND_ECOSYSTEMS = sql_of("find_ecosystems")
+_LOCK_ECOSYSTEM = sql_of("lock_ecosystem")
+_INSERT_ECOSYSTEM = sql_of("insert_ecosystem")
+_INSERT_ISSUER = sql_of("insert_issuer")
+_INSERT_VERSION = sql_of("insert_version")
+_FIND_NODES = sql_of("find_nodes")
+_RECORD_CODES = sql_of("record_codes")
+_FIND_RECORDED_CODES = sql_of("find_recorded_codes")
+_FIND_CODES = sql_of("find_codes")
+_LIST_CODES = sql_of("list_codes")
+_RECORD_DEVICES = sql_of("record_devices")
+_FIND_DEVICE = sql_of("find_device")
+_RECORD_EVENTS = sql_of("record_events")
+_FIND_EVENTS = sql_of("find_events")
+_FIND_ECOSYSTEM_EVENTS = sql_of("find_ecosystem_events")
+_DURABILITY = sql_of("durability")

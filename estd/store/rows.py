@@ -1,0 +1,266 @@
+"""Between the store's values and the columns of its statements.
+
+``write_`` turns values into the arguments of a statement of ``queries.sql``, in its order; ``read_`` turns a row back.
+On the hot path a batch becomes one array for each column, with one C call for each row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, Protocol
+
+from estd.audit import Event
+from estd.store.contract import (
+    Device,
+    EcosystemRecord,
+    EnrollmentCode,
+    Intent,
+    Issued,
+    IssuerRecord,
+    NewIssuer,
+    Node,
+    Revocation,
+    StoredCertificate,
+)
+
+Columns = list[Any]
+
+
+class Row(Protocol):
+    """A row as a driver gives it."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The value of a column."""
+
+
+_INTENT = attrgetter(
+    "request_key", "issuer_id", "serial", "ecosystem_id", "ecosystem_version", "node_id", "profile", "operation",
+    "identity", "device", "csr_sha256", "spki_sha256", "tbs_sha256", "journal", "code_id", "created_at",
+)  # fmt: skip
+_HOLDER = attrgetter("request_key", "issuer_id", "serial", "code_id")
+_ISSUED = attrgetter("issuer_id", "serial", "certificate", "not_before", "not_after", "issued_at")
+_EVENT = attrgetter(
+    "at", "kind", "outcome", "ecosystem", "ecosystem_id", "code", "detail", "identity", "address", "request_id",
+    "issuer_id", "serial",
+)  # fmt: skip
+_EVENT_OF_ISSUED = attrgetter(
+    "event.at", "event.kind", "event.outcome", "event.ecosystem", "event.code", "event.detail", "event.identity",
+    "event.address", "event.request_id", "event.serial",
+)  # fmt: skip
+_CODE = attrgetter("ecosystem_id", "device", "secret_sha256", "single_use", "profile", "expires_at", "created_at")
+_CODE_KEY = attrgetter("ecosystem_id", "device", "secret_sha256")
+
+
+def write_intents(intents: Sequence[Intent]) -> Columns:
+    """For ``reserve_intents``."""
+    *columns, created_at = zip(*map(_INTENT, intents), strict=True)
+    return [*columns, _write_times(created_at)]
+
+
+def write_holders(intents: Sequence[Intent]) -> Columns:
+    """For ``find_holders``."""
+    return list(zip(*map(_HOLDER, intents), strict=True))
+
+
+def write_issued(issued: Sequence[Issued]) -> Columns:
+    """For ``record_issued``."""
+    issuer_id, serial, der, *times = zip(*map(_ISSUED, issued), strict=True)
+    at, *event = zip(*map(_EVENT_OF_ISSUED, issued), strict=True)
+    extra = [write_json(one.event.extra) if one.event.extra else None for one in issued]
+    return [issuer_id, serial, der, *map(_write_times, times), _write_times(at), *event, extra]
+
+
+def write_events(events: Sequence[Event]) -> Columns:
+    """For ``record_events``."""
+    columns: Columns = list(zip(*map(_EVENT, events), strict=True))
+    columns.append([write_json(event.extra) if event.extra else None for event in events])
+    return columns
+
+
+def write_event(event: Event) -> Columns:
+    """One event, for a statement that records it beside something else."""
+    return [*_EVENT(event), write_json(event.extra) if event.extra else None]
+
+
+def write_revocation(revocation: Revocation) -> Columns:
+    """For ``record_revocation``, before its event."""
+    return [revocation.issuer_id, revocation.serial, revocation.reason, revocation.revoked_at]
+
+
+def write_codes(codes: Sequence[EnrollmentCode]) -> Columns:
+    """For ``record_codes``."""
+    return list(zip(*map(_CODE, codes), strict=True))
+
+
+def write_code_keys(codes: Sequence[EnrollmentCode]) -> Columns:
+    """For ``find_recorded_codes``."""
+    return list(zip(*map(_CODE_KEY, codes), strict=True))
+
+
+def write_devices(devices: Sequence[Device]) -> Columns:
+    """For ``record_devices``; of several rows for one device the last counts."""
+    last = {(device.ecosystem_id, device.device): device for device in devices}.values()
+    rows = [(device.ecosystem_id, device.device, device.subject, json.dumps(device.san)) for device in last]
+    return list(zip(*rows, strict=True))
+
+
+def write_json(value: Mapping[str, Any]) -> str:
+    """As PostgreSQL's jsonb takes it."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def read_intent(row: Row) -> Intent:
+    """An intent out of a row with its columns."""
+    return Intent(
+        request_key=row["request_key"],
+        issuer_id=row["issuer_id"],
+        serial=row["serial"],
+        ecosystem_id=row["ecosystem_id"],
+        ecosystem_version=row["ecosystem_version"],
+        node_id=row["node_id"],
+        profile=row["profile"],
+        operation=row["operation"],
+        identity=row["identity"],
+        device=row["device"],
+        csr_sha256=row["csr_sha256"],
+        spki_sha256=row["spki_sha256"],
+        tbs_sha256=row["tbs_sha256"],
+        journal=row["journal"],
+        code_id=row["code_id"],
+        created_at=row["created_at"],
+    )
+
+
+def read_certificate(row: Row) -> StoredCertificate:
+    """A stored certificate."""
+    return StoredCertificate(
+        issuer_id=row["issuer_id"],
+        serial=row["serial"],
+        ecosystem_id=row["ecosystem_id"],
+        profile=row["profile"],
+        device=row["device"],
+        identity=row["identity"],
+        certificate=row["der"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+        issued_at=row["issued_at"],
+        revoked_at=row["revoked_at"],
+    )
+
+
+def read_revocation(row: Row) -> Revocation:
+    """A revocation."""
+    return Revocation(row["issuer_id"], row["serial"], row["reason"], row["revoked_at"])
+
+
+def read_ecosystems(rows: Sequence[Row]) -> list[EcosystemRecord]:
+    """Ecosystems out of rows that repeat each for each of its issuers."""
+    issuers: dict[int, list[IssuerRecord]] = {}
+    for row in rows:
+        found = issuers.setdefault(row["ecosystem_id"], [])
+        if row["issuer_id"] is not None:
+            found.append(
+                IssuerRecord(
+                    issuer_id=row["issuer_id"],
+                    ecosystem_id=row["ecosystem_id"],
+                    name=row["name"],
+                    parent_id=row["parent_id"],
+                    certificate=row["certificate"],
+                    sealed_key=row["sealed_key"],
+                    created_at=row["created_at"],
+                )
+            )
+    return [
+        EcosystemRecord(
+            ecosystem_id=row["ecosystem_id"],
+            node_id=row["node_id"],
+            label=row["label"],
+            version=row["version"],
+            document=json.loads(row["document"]),
+            applied_at=row["applied_at"],
+            applied_by=row["applied_by"],
+            issuers=tuple(issuers[row["ecosystem_id"]]),
+        )
+        for row in {row["ecosystem_id"]: row for row in rows}.values()
+    ]
+
+
+def read_node(row: Row) -> Node:
+    """A place in the tree."""
+    return Node(row["node_id"], row["parent_id"], row["kind"], row["name"])
+
+
+def read_code(row: Row) -> EnrollmentCode:
+    """An enrollment code."""
+    return EnrollmentCode(
+        code_id=row["code_id"],
+        ecosystem_id=row["ecosystem_id"],
+        device=row["device"],
+        secret_sha256=row["secret_sha256"],
+        single_use=row["single_use"],
+        profile=row["profile"],
+        expires_at=row["expires_at"],
+        created_at=row["created_at"],
+        spent_at=row["spent_at"],
+    )
+
+
+def read_device(row: Row) -> Device:
+    """An inventory row."""
+    return Device(row["ecosystem_id"], row["device"], row["subject"], tuple(row["san"]))
+
+
+def read_event(row: Row) -> Event:
+    """An audit event."""
+    return Event(
+        at=row["at"],
+        kind=row["kind"],
+        outcome=row["outcome"],
+        ecosystem=row["ecosystem"],
+        ecosystem_id=row["ecosystem_id"],
+        code=row["code"],
+        detail=row["detail"],
+        identity=row["identity"],
+        address=row["address"],
+        request_id=row["request_id"],
+        issuer_id=row["issuer_id"],
+        serial=row["serial"],
+        extra={} if row["extra"] is None else json.loads(row["extra"]),
+    )
+
+
+def repeats(
+    present: EcosystemRecord, document: Mapping[str, Any], new_issuers: Sequence[NewIssuer], applied_by: str
+) -> bool:
+    """Whether applying these is what made the present version."""
+    issuers = {(issuer.name, issuer.certificate) for issuer in present.issuers}
+    return (
+        present.document == json.loads(write_json(document))
+        and present.applied_by == applied_by
+        and all((issuer.name, issuer.certificate) in issuers for issuer in new_issuers)
+    )
+
+
+def printable(event: Event) -> Event:
+    """The event without the characters PostgreSQL cannot store: NUL and lone surrogates."""
+    changed = {field.name: _printable(getattr(event, field.name)) for field in dataclasses.fields(event)}
+    return dataclasses.replace(event, **changed)
+
+
+def _write_times(times: Sequence[datetime]) -> list[float]:
+    # Seconds since 1970, exact for whole seconds: half of what asyncpg needs for the same as datetimes.
+    return list(map(datetime.timestamp, times))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_printable(name): _printable(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(member) for member in value]
+    return value
