@@ -40,7 +40,8 @@ from estd.wire.spki import KEY_TYPES
 SUBJECT_SOURCES: Final = ("credential", "request", "inventory", "fixed", "empty")
 SAN_SOURCES: Final = ("none", "credential", "request", "inventory")
 RENEWALS: Final = ("either", "rekey", "same-key", "never")
-CSRATTRS: Final = ("list", "template", "both", "off")
+CSRATTRS: Final = ("list", "both", "off")
+"""RFC 7030's list of attributes, the list with RFC 9908's template beside it, or nothing."""
 KEY_ID_METHODS: Final = ("sha256-160", "sha1-160", "sha1-64")
 """RFC 7093 §2 method 1, and methods 1 and 2 of RFC 5280 §4.2.1.2."""
 STRING_TYPES: Final = ("utf8", "printable", "ia5")
@@ -472,6 +473,9 @@ def _check_profile(profile: Profile, table: Table) -> None:
     if profile.csrattrs == "off" and profile.require_binding:
         # RFC 7030 §4.5.2: a server that requires the linking must say so there.
         table.complain("csrattrs", "is off although require_binding is on", 'Use csrattrs = "list".')
+    if profile.csrattrs == "both" and profile.require_binding:
+        # RFC 9908 §3.4: a template cannot ask for a value that only the channel knows.
+        table.complain("csrattrs", "has a template, which cannot ask for a binding", 'Use csrattrs = "list".')
 
 
 def _check_usages(profile: Profile, table: Table) -> None:
