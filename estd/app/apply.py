@@ -10,25 +10,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 from estd.audit import Event
 from estd.ca.authority import read_authority
 from estd.ca.changes import decide_changes, decide_new_issuers
-from estd.ca.document import INFINITE
 from estd.ca.ecosystem import Ecosystem, load_document, write_document
 from estd.ca.hierarchy import IssuerSpec
-from estd.ca.issuer import decide_serial
-from estd.ca.template import write_ca_tbs, write_certificate
-from estd.ca.validity import decide_dates
+from estd.ca.issuer import RANDOM_BYTES, issue_authority
 from estd.errors import Invalid, Problem
 from estd.keys.software import SoftwareKey, generate, seal, unseal
 from estd.ra.directory import INTERNAL_LABEL
 from estd.store.contract import Conflict, EcosystemRecord, NewIssuer, Store
 
-_BACKDATE: Final = timedelta(hours=1)
-_CA_SERIAL_BYTES: Final = 20
 _ATTEMPTS: Final = 3
 
 
@@ -119,7 +114,7 @@ def _make_issuers(
     kek: bytes, old: Ecosystem | None, rules: Ecosystem, current: EcosystemRecord | None, now: datetime
 ) -> list[NewIssuer]:
     stored = {} if current is None else {record.name: record for record in current.issuers}
-    wanted = set(decide_new_issuers(old, rules)) | {spec.name for spec in rules.issuers if spec.name not in stored}
+    wanted = decide_new_issuers(old, rules)
     made: dict[str, _Made] = {}
 
     def get(name: str) -> _Made:
@@ -136,31 +131,21 @@ def _make_issuers(
         return made[name]
 
     new = []
-    for spec in rules.issuers:
-        if spec.name in wanted:
-            issuer = get(spec.name)
-            # The issuer's own public key is the context: a sealed key moved to another issuer's row does not open.
-            sealed = None if issuer.key is None else seal(issuer.key, kek, issuer.key.spki)
-            new.append(NewIssuer(spec.name, spec.parent, issuer.certificate, sealed))
-    return sorted(new, key=lambda issuer: _depth(rules, issuer.name))
-
-
-def _depth(rules: Ecosystem, name: str) -> int:
-    parent = rules.get_issuer(name).parent
-    return 0 if parent is None else 1 + _depth(rules, parent)
+    for name in wanted:
+        issuer = get(name)
+        # The issuer's own public key is the context: a sealed key moved to another issuer's row does not open.
+        sealed = None if issuer.key is None else seal(issuer.key, kek, issuer.key.spki)
+        new.append(NewIssuer(name, rules.get_issuer(name).parent, issuer.certificate, sealed))
+    return new
 
 
 def _make_issuer(spec: IssuerSpec, get: Callable[[str], _Made], now: datetime) -> _Made:
     if spec.imported is not None:
         return _Made(spec.imported.certificate, spec.imported_key)
     key = generate(spec.key)
-    serial = decide_serial(now, secrets.token_bytes(_CA_SERIAL_BYTES), _CA_SERIAL_BYTES)
+    randomness = secrets.token_bytes(RANDOM_BYTES)
     if spec.parent is None:
-        not_before, not_after = decide_dates(
-            spec.validity, _BACKDATE, "clamp", now, now - _BACKDATE, INFINITE
-        )
-        tbs = write_ca_tbs(spec, key.spki, spec.key, None, serial, not_before, not_after)
-        return _Made(write_certificate(tbs, key.algorithm, key.sign_many([tbs])[0]), key)
+        return _Made(issue_authority(spec, key, None, None, now, randomness), key)
     parent = get(spec.parent)
     if parent.key is None:
         raise Invalid(
@@ -173,6 +158,4 @@ def _make_issuer(spec: IssuerSpec, get: Callable[[str], _Made], now: datetime) -
             ]
         )
     authority = read_authority(parent.certificate)
-    not_before, not_after = decide_dates(spec.validity, _BACKDATE, "clamp", now, authority.starts, authority.ends)
-    tbs = write_ca_tbs(spec, key.spki, spec.key, authority, serial, not_before, not_after)
-    return _Made(write_certificate(tbs, authority.algorithm, parent.key.sign_many([tbs])[0]), key)
+    return _Made(issue_authority(spec, key, authority, parent.key, now, randomness), key)
