@@ -26,7 +26,7 @@ from estd.errors import Broken, Code, Refused, Unavailable
 
 FRAME_MAX_BYTES: Final = 8 * 1024 * 1024
 """The longest frame body either end accepts."""
-ITEMS_MAX: Final = 1024
+ITEMS_MAX: Final = 256
 """The most items one request may carry."""
 CSR_MAX_BYTES: Final = 64 * 1024
 """As the web floor's cap on a request body."""
