@@ -5,8 +5,8 @@ newer clients read instead (RFC 9908 §4). All extensions go into one extensionR
 (RFC 9908 §3.2), key types become attributes with their curve or size as value. Reading is for our own client: it takes
 the template where there is one, and ignores what it does not know (RFC 7030 §4.5.2).
 
-A template cannot ask for an attribute without giving its value, so a server that needs challengePassword
-(RFC 7030 §3.5) asks for it in the list and had better send no template.
+A template cannot ask for an attribute without giving its value. Where challengePassword or one of its kind is wanted
+(RFC 7030 §3.5, RFC 7894), there is only the list: a client that reads nothing but the template would leave it out.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Wanted:
     subject: tuple[tuple[str, str | None], ...] | None = None
     """For the template: RDNs outermost first, (dotted type, text or None for the client to fill in)."""
     use_template: bool = False
-    """Write the template beside the list; read: it came from a template."""
+    """Write the template beside the list, unless a challenge is wanted; read: it came from a template."""
 
 
 def write_csrattrs(wanted: Wanted) -> bytes:
@@ -75,7 +75,7 @@ def write_csrattrs(wanted: Wanted) -> bytes:
         *map(der.oid, others),
         *([_write_extensions(wanted.extensions)] if wanted.extensions else []),
         *map(der.oid, dict.fromkeys(wanted.signature_algorithms)),
-        *([_attribute(_TEMPLATE, _write_template(wanted))] if wanted.use_template else []),
+        *([_attribute(_TEMPLATE, _write_template(wanted))] if wanted.use_template and not challenges else []),
     )
 
 

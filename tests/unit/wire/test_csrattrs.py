@@ -127,6 +127,14 @@ def test_several_key_types_share_an_attribute_and_the_template_names_the_first()
     assert read_csrattrs(both).key_types == ("ec-p384",)
 
 
+@pytest.mark.parametrize("name", ["challengePassword", "otpChallenge", "revocationChallenge", "estIdentityLinking"])
+def test_a_challenge_leaves_no_room_for_a_template(name: str) -> None:
+    wanted = Wanted(key_types=("ec-p256",), attributes=(OIDS[name],), use_template=True)
+    data = write_csrattrs(wanted)
+    assert der.oid("certificationRequestInfoTemplate") not in data
+    assert read_csrattrs(data).attributes == (OIDS[name],)
+
+
 def test_nothing_wanted_is_the_empty_sequence() -> None:
     assert write_csrattrs(Wanted()) == b"\x30\x00"
     assert read_csrattrs(b"\x30\x00") == Wanted()
