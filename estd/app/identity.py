@@ -57,6 +57,10 @@ key_usage = ["digitalSignature"]
 extended_key_usage = ["serverAuth", "cmcRA"]
 validity = "90d"
 csrattrs = "off"
+
+[[profile.server.subject_attribute]]
+type = "CN"
+required = true
 """
 
 
@@ -90,10 +94,12 @@ async def ensure_certificate(
     if _is_good(chain_path, key_path, config, root.certificate, now):
         return chain_path.read_bytes(), key_path.read_bytes()
     key = ec.generate_private_key(ec.SECP256R1())
+    san = write_san(_san_text(name) for name in config.tls_names)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, config.tls_names[0])])
     csr = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(subject)
+        .add_extension(x509.UnrecognizedExtension(x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, san), critical=False)
         .sign(key, hashes.SHA256())
         .public_bytes(Encoding.DER)
     )
@@ -113,7 +119,7 @@ async def ensure_certificate(
             csr=csr,
             csr_sha256=digest,
             subject=subject.public_bytes(),
-            san=write_san(_san_text(name) for name in config.tls_names),
+            san=san,
             code_id=None,
             address="",
             request_id="",
