@@ -179,9 +179,10 @@ def _read_request(data: bytes) -> CertificationRequest:
     kind = key_type(spki)
     attributes = _read_attributes(data, attributes_start, attributes_stop)
     extensions = _read_extensions(attributes)
-    _check_other_parser(data, info, signature, extensions)
-
     san = extensions.get(_SUBJECT_ALT_NAME)
+    sans = () if san is None else read_san(san.value)
+    # After our own caps: the other parser has none.
+    _check_other_parser(data, info, signature, extensions)
     change = attributes.get(_CHANGE_SUBJECT_NAME)
     return CertificationRequest(
         der=data,
@@ -197,7 +198,7 @@ def _read_request(data: bytes) -> CertificationRequest:
         attributes=MappingProxyType(attributes),
         extensions=MappingProxyType(extensions),
         san=None if san is None else san.value,
-        sans=() if san is None else read_san(san.value),
+        sans=sans,
         change_subject_name=None if change is None else _read_change_subject_name(_single(change)),
         **{
             _CHALLENGES[kind]: _read_challenge(_single(values))
