@@ -128,9 +128,16 @@ def run_signer(
 
 
 def main() -> None:
-    """Entry point of the process."""
-    refused = harden()
+    """Entry point: ``python -m estd.signer.server SETTINGS_FD CONTROL_FD``."""
     settings_fd, control_fd = (int(number) for number in sys.argv[1:3])
+    sys.exit(run_process(settings_fd, control_fd, IssuanceEngine()))
+
+
+def run_process(
+    settings_fd: int, control_fd: int, engine: Engine[Any], open_journal: Callable[..., Journal] = Journal.open
+) -> int:
+    """Make this process a signer; the status it should exit with."""
+    refused = harden()
     control = socket.socket(fileno=control_fd)
     # The file may be handed to one process after the other, so its position is not relied on.
     settings = msgspec.json.decode(os.pread(settings_fd, _SETTINGS_MAX_BYTES, 0), type=SignerSettings)
@@ -139,20 +146,21 @@ def main() -> None:
     if refused:
         _log.warning("the system refused a protection", extra={"refused": refused})
     try:
-        run_signer(settings, control, IssuanceEngine())
+        run_signer(settings, control, engine, open_journal)
     except Invalid as error:
         for problem in error.problems:
             _log.error("cannot start: %s", problem)
-        sys.exit(_EXIT_CONFIG)
+        return _EXIT_CONFIG
     except Unavailable as error:
         _log.error("cannot start: %s", error.detail)
-        sys.exit(_EXIT_TEMPORARY)
+        return _EXIT_TEMPORARY
     except OSError as error:
         _log.error("cannot go on: %s", error, exc_info=True)
-        sys.exit(_EXIT_TEMPORARY)
+        return _EXIT_TEMPORARY
     except Broken as error:
         _log.error("stopped at once: %s", error, exc_info=True)
-        sys.exit(_EXIT_SOFTWARE)
+        return _EXIT_SOFTWARE
+    return 0
 
 
 # --- the event loop --------------------------------------------------------------------------------------------------

@@ -102,7 +102,9 @@ class SignerProcess:
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def start(self, *trap: str, load: bool = True, program: Path | None = PROGRAM) -> SignerProcess:
+    def start(
+        self, *trap: str, load: bool = True, program: Path | None = PROGRAM, inherit: list[int] | None = None
+    ) -> SignerProcess:
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as settings, self.log_path.open("ab") as log:
             settings.write(msgspec.json.encode(self.settings))
@@ -110,7 +112,10 @@ class SignerProcess:
             fds = [settings.fileno(), theirs.fileno()]
             what = ["-m", "estd.signer.server"] if program is None else [str(program)]
             self.process = subprocess.Popen(
-                [sys.executable, *what, *map(str, fds), *trap], pass_fds=fds, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, *what, *map(str, fds), *trap],
+                pass_fds=[*fds, *(inherit or [])],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         theirs.close()
         self.control = Peer(ours, control_answer_reader())

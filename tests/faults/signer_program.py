@@ -10,21 +10,17 @@ import hashlib
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import msgspec
-
 from estd.errors import Code, Refused, Unavailable
 from estd.keys.software import SoftwareKey, unseal
 from estd.signer.frames import Load, PrepareItem
 from estd.signer.journal import Journal
-from estd.signer.process import harden, set_up_logs
-from estd.signer.server import SignerSettings, run_signer
+from estd.signer.server import run_process
 from estd.wire import der
 
 CONTEXT = b"test"
@@ -184,12 +180,9 @@ class TrappedJournal(Journal):
 
 def main() -> None:
     settings_fd, control_fd, *rest = sys.argv[1:]
-    settings = msgspec.json.decode(os.pread(int(settings_fd), 65536, 0), type=SignerSettings)
     trap = Trap(rest[0] if rest else "", int(rest[1]) if len(rest) > 1 else 1)
     TrappedJournal.trap = trap
-    harden()
-    set_up_logs(f"signer-{settings.slot}", settings.log_level)
-    run_signer(settings, socket.socket(fileno=int(control_fd)), TrappedEngine(trap), TrappedJournal.open)
+    sys.exit(run_process(int(settings_fd), int(control_fd), TrappedEngine(trap), TrappedJournal.open))
 
 
 if __name__ == "__main__":
