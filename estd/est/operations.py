@@ -72,15 +72,16 @@ class Est:
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
         """Operation and outcome (for metrics) and the answer; never raises but for a cancelled request."""
         label: str | None = None
-        operation = "unknown"
+        operation, allow = "unknown", ""
         try:
             label, route = _find_route(exchange)
-            operation = route.operation
+            operation, allow = route.operation, _ALLOW[route.method]
+            _check_method(exchange, route)
             place = self.directory.find_place(label)
             reply = await route.handler(self, exchange, place)
         except (Refused, Unavailable) as reason:
             await self._record_refusal(exchange, operation, label, reason)
-            return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id)
+            return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id, allow)
         return operation, "ok", reply
 
     # --- operations --------------------------------------------------------------------------------------------------
@@ -150,6 +151,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("simplereenroll", "POST", Access.REENROLL, Est.simplereenroll),
 )
 _BY_OPERATION: Final[Mapping[str, Route]] = {route.operation: route for route in ROUTES}
+_ALLOW: Final = {"GET": "GET, HEAD", "POST": "POST"}
+"""The Allow header of a resource that is asked for by that method."""
 
 
 def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
@@ -163,9 +166,14 @@ def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
     route = _BY_OPERATION.get(segments[-1])
     if len(segments) > 2 or route is None or (label is not None and not _LABEL.match(label)):
         raise Refused(Code.PATH_UNKNOWN, "no such EST operation here", "RFC 7030 §3.2.2")
-    if exchange.method != route.method and not (exchange.method == "HEAD" and route.method == "GET"):
-        raise Refused(Code.METHOD_NOT_ALLOWED, f"{route.operation} is asked for by {route.method}")
     return label, route
+
+
+def _check_method(exchange: Exchange, route: Route) -> None:
+    if exchange.method != route.method and not (exchange.method == "HEAD" and route.method == "GET"):
+        raise Refused(
+            Code.METHOD_NOT_ALLOWED, f"{route.operation} is asked for by {route.method}", "RFC 9110 §15.5.6"
+        )
 
 
 def check_binding(request: CertificationRequest, profile: Profile, exchange: Exchange) -> None:

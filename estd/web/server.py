@@ -97,7 +97,7 @@ class Site:
             seconds = time.perf_counter() - started
             metrics.REQUESTS.labels(operation, outcome).inc()
             metrics.REQUEST_SECONDS.labels(operation).observe(seconds)
-        response = _write_response(reply, request.method)
+        response = _write_response(reply)
         if self.draining or reply.status in _CLOSING_STATUSES:
             response.force_close()
         return response
@@ -149,12 +149,10 @@ async def _read_body(request: BaseRequest) -> bytes:
     return b"".join(parts)
 
 
-def _write_response(reply: Reply, method: str) -> web.Response:
+def _write_response(reply: Reply) -> web.Response:
+    # For HEAD aiohttp sends the same head, Content-Length included, and no body (RFC 9110 §9.3.2).
     headers = dict(reply.headers)
     headers["Server"] = _SERVER_NAME
     if reply.content_type is not None:
         headers["Content-Type"] = reply.content_type
-    response = web.Response(status=reply.status, body=b"" if method == "HEAD" else reply.body, headers=headers)
-    if method == "HEAD":
-        response.content_length = len(reply.body)
-    return response
+    return web.Response(status=reply.status, body=reply.body, headers=headers)
