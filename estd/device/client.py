@@ -181,7 +181,7 @@ class EstClient:
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                return _judge(response, operation, await _read_capped(response))
+                return self._judge(response, operation, await _read_capped(response))
         except aiohttp.ClientSSLError as error:
             raise WrongServer(_explain_tls(error, self._origin)) from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
@@ -189,6 +189,32 @@ class EstClient:
                 # With TLS 1.3 a client certificate is refused after the handshake, so that it looks like a read error.
                 raise ServerRefused(0, f"the TLS connection was refused ({error.__cause__.reason})") from None
             raise TryLater(_explain_network(error, self._origin), _BROKEN_PAUSE_SECONDS) from None
+
+    def _judge(self, response: aiohttp.ClientResponse, operation: str, body: bytes) -> bytes:
+        status, headers = response.status, response.headers
+        request_id = headers.get("X-Request-Id", "")
+        words = read_refusal(body) if response.content_type.startswith("text/plain") else ""
+        match status:
+            case 200:
+                return body
+            case 204 | 404 if operation == "csrattrs":
+                # RFC 7030 §4.5.2: either says that there are no attributes.
+                return b""
+            case 202 | 429 | 503:
+                wait = read_retry_after(headers.get("Retry-After"), _DEFAULT_PAUSE_SECONDS, datetime.now(UTC))
+                raise TryLater(words or _STATUS_WORDS[status], wait, request_id)
+            case _ if 300 <= status < 400:
+                # RFC 7030 §3.2.1 lets a client follow after checking the new origin; sending a code there is not worth it.
+                raise WrongServer(
+                    f"the server redirects to {headers.get('Location', 'nowhere')!r}; use that address if it is meant"
+                )
+            case _ if status >= 500:
+                raise TryLater(words or f"the server failed with status {status}", _DEFAULT_PAUSE_SECONDS, request_id)
+        if status == 401 and self._authorization is not None:
+            words = words or "the server does not know this device name with this enrollment code"
+        raise ServerRefused(
+            status, words or _STATUS_WORDS.get(status, f"the server answered with status {status}"), request_id
+        )
 
 
 def read_origin(url: str) -> URL:
@@ -260,31 +286,6 @@ async def _read_capped(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > BODY_AT_MOST_BYTES:
             raise WrongServer(f"the answer is longer than {BODY_AT_MOST_BYTES} bytes")
     return bytes(body)
-
-
-def _judge(response: aiohttp.ClientResponse, operation: str, body: bytes) -> bytes:
-    status, headers = response.status, response.headers
-    request_id = headers.get("X-Request-Id", "")
-    words = read_refusal(body) if response.content_type.startswith("text/plain") else ""
-    match status:
-        case 200:
-            return body
-        case 204 | 404 if operation == "csrattrs":
-            # RFC 7030 §4.5.2: either says that there are no attributes.
-            return b""
-        case 202 | 429 | 503:
-            wait = read_retry_after(headers.get("Retry-After"), _DEFAULT_PAUSE_SECONDS, datetime.now(UTC))
-            raise TryLater(words or _STATUS_WORDS[status], wait, request_id)
-        case _ if 300 <= status < 400:
-            # RFC 7030 §3.2.1 lets a client follow after checking the new origin; sending a code there is not worth it.
-            raise WrongServer(
-                f"the server redirects to {headers.get('Location', 'nowhere')!r}; use that address if it is meant"
-            )
-        case _ if status >= 500:
-            raise TryLater(words or f"the server failed with status {status}", _DEFAULT_PAUSE_SECONDS, request_id)
-    raise ServerRefused(
-        status, words or _STATUS_WORDS.get(status, f"the server answered with status {status}"), request_id
-    )
 
 
 _STATUS_WORDS: Final = {

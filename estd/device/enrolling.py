@@ -145,20 +145,22 @@ async def _find_wanted(client: EstClient) -> Wanted:
         return Wanted()
 
 
-def _choose_key_type(wanted: Wanted, wish: Wish) -> str | None:
-    """The kind of key the server would rather have; None when it does not care."""
+def _choose_key_type(wanted: Wanted, wish: Wish) -> str:
+    """A kind of key that the server takes."""
     if OIDS["challengePassword"] in wanted.attributes:
         # RFC 7030 §3.5; `ssl` cannot export the channel binding of TLS 1.3 (RFC 9266).
         what = "wants each request bound to its TLS connection, which this client cannot do"
         where = f"profile at label {wish.label!r}" if wish.label else "the default profile"
         raise Invalid([Problem(where, what, "Use another client, or set require_binding = false there.")])
-    return wanted.key_types[0] if wanted.key_types else None
+    if not wanted.key_types or DEFAULT_KEY_TYPE in wanted.key_types:
+        return DEFAULT_KEY_TYPE
+    return wanted.key_types[0]  # the order says nothing: it went through a SET
 
 
-def _make_request(wish: Wish, current: Identity | None, key_type: str | None) -> SigningRequest:
+def _make_request(wish: Wish, current: Identity | None, key_type: str) -> SigningRequest:
     if wish.renew:
         assert current is not None
         if wish.same_key:
             return write_renewal(current.key, current.certificate)
         return write_renewal(generate_key(wish.key_type or current.key.key_type), current.certificate)
-    return write_request(generate_key(key_type or DEFAULT_KEY_TYPE), read_subject(wish.subject), read_names(wish.san))
+    return write_request(generate_key(key_type), read_subject(wish.subject), read_names(wish.san))

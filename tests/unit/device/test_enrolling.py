@@ -124,7 +124,12 @@ async def test_authorities_that_do_not_lead_to_a_root_leave_what_was_there(scrip
 
 @pytest.mark.parametrize(
     ("asked", "wanted", "expected"),
-    [(None, ("ec-p384", "ec-p256"), "ec-p384"), ("ec-p256", ("ec-p384",), "ec-p256"), (None, (), "ec-p256")],
+    [
+        (None, ("ec-p384", "ec-p256"), "ec-p256"),
+        (None, ("ec-p384", "rsa-2048"), "ec-p384"),
+        ("ec-p256", ("ec-p384",), "ec-p256"),
+        (None, (), "ec-p256"),
+    ],
 )
 async def test_the_server_may_say_which_key_it_wants(
     script: Any, tmp_path: Path, asked: str | None, wanted: tuple[str, ...], expected: str

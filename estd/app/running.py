@@ -1,0 +1,69 @@
+"""A server in this process, from its start until a signal ends it.
+
+Must be called in the main thread: signals are handled here while the server starts, and by the supervisor from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from estd.app.logs import set_up_logs
+from estd.app.supervisor import Supervisor
+from estd.config import Config, read_config
+from estd.errors import Invalid, Problem
+
+
+async def serve(
+    config: Config, settings: Path | None, when_ready: Callable[[Supervisor], Awaitable[None]] | None = None
+) -> None:
+    """Start everything, tell `when_ready`, serve until SIGINT or SIGTERM, drain.
+
+    Args:
+        config: the settings.
+        settings: the file that SIGHUP reads again; None: SIGHUP only replaces the workers.
+        when_ready: called once devices can enroll.
+
+    Raises:
+        Invalid, Unavailable, Broken: it cannot start; what was started is stopped again.
+    """
+    set_up_logs("supervisor", config.log_level)
+    supervisor = Supervisor(config, None if settings is None else lambda: read_config(settings))
+    if not await _start(supervisor, config):
+        return
+    try:
+        if when_ready is not None:
+            await when_ready(supervisor)
+    except BaseException:
+        await supervisor.stop()
+        raise
+    await supervisor.run()
+
+
+async def _start(supervisor: Supervisor, config: Config) -> bool:
+    """Whether it started; False when a signal came first."""
+    loop = asyncio.get_running_loop()
+    start = loop.create_task(supervisor.start())
+    stopped = False
+
+    def give_up() -> None:
+        nonlocal stopped
+        stopped = True
+        start.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, give_up)
+    try:
+        await start
+    except BaseException as fault:
+        await supervisor.stop()
+        if stopped and isinstance(fault, asyncio.CancelledError):
+            return False
+        if isinstance(fault, OSError) and fault.errno == errno.EADDRINUSE:
+            where = f"ops: {config.ops_address} port {config.ops_port}"
+            raise Invalid([Problem(where, "is in use", "Choose another port, or stop what uses it.")]) from None
+        raise
+    return True

@@ -1,0 +1,114 @@
+"""``estd ecosystem``: which trust domains there are."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from estd.app.access import find_visible, get_ecosystem, open_store
+from estd.ca.ecosystem import Ecosystem, load_document
+from estd.cli.options import json_option, server_options
+from estd.cli.output import write_facts, write_json, write_table, write_time
+from estd.config import Config
+from estd.store.contract import EcosystemRecord
+
+
+@click.group(short_help="Look at ecosystems.")
+def ecosystem() -> None:
+    """Look at ecosystems: trust domains, each with its own CA, devices and rules.
+
+    \b
+      estd ecosystem list --dir lab
+      estd ecosystem show campus-north --dir lab
+
+    They are made and changed with `estd apply FILE`.
+    """
+
+
+@ecosystem.command("list")
+@server_options
+@json_option
+def list_ecosystems(config: Config, as_json: bool) -> None:
+    """List the ecosystems of a server."""
+    records = asyncio.run(_find(config))
+    if as_json:
+        write_json([_as_json(record) for record in records])
+        return
+    write_table(
+        ("label", "name", "version", "profiles", "makers", "applied", "by"),
+        [
+            (
+                record.label,
+                rules.name,
+                str(record.version),
+                ", ".join(rules.profiles),
+                ", ".join(anchor.name for anchor in rules.anchors),
+                write_time(record.applied_at),
+                record.applied_by,
+            )
+            for record, rules in ((record, load_document(record.document)) for record in records)
+        ],
+        "There is no ecosystem yet. Make one: estd apply FILE",
+    )
+
+
+@ecosystem.command()
+@click.argument("label")
+@server_options
+@json_option
+def show(label: str, config: Config, as_json: bool) -> None:
+    """Show the rules in force in one ecosystem."""
+    record = asyncio.run(_get(config, label))
+    if as_json:
+        write_json({**_as_json(record), "document": record.document})
+        return
+    rules = load_document(record.document)
+    write_facts(
+        f"{rules.name} ({label})",
+        [
+            ("version", f"{record.version}, applied {write_time(record.applied_at)} by {record.applied_by}"),
+            ("organization", rules.organization or ""),
+            ("path", f"/.well-known/est/{label}/"),
+            ("default profile", rules.default_profile or "none: each profile has a label of its own"),
+            ("issuers", "\n".join(_describe_issuer(rules, name) for name in (spec.name for spec in rules.issuers))),
+            ("makers", "\n".join(f"{anchor.name} ({len(anchor.certificates)} CA)" for anchor in rules.anchors)),
+            ("profiles", "\n".join(_describe_profile(rules, name) for name in rules.profiles)),
+        ],
+    )
+
+
+def _describe_issuer(rules: Ecosystem, name: str) -> str:
+    spec = rules.get_issuer(name)
+    return f"{name}: {spec.key}, {f'under {spec.parent}' if spec.parent else 'root'}"
+
+
+def _describe_profile(rules: Ecosystem, name: str) -> str:
+    profile = rules.profiles[name]
+    path = profile.label or (rules.label if name == rules.default_profile else "")
+    return f"{name}: at {path or 'no label'}, for {', '.join(profile.enroll) or 'nobody'}"
+
+
+def _as_json(record: EcosystemRecord) -> dict[str, object]:
+    rules = load_document(record.document)
+    return {
+        "label": record.label,
+        "name": rules.name,
+        "version": record.version,
+        "default_profile": rules.default_profile,
+        "profiles": list(rules.profiles),
+        "issuers": [spec.name for spec in rules.issuers],
+        "anchors": [anchor.name for anchor in rules.anchors],
+        "applied_at": record.applied_at,
+        "applied_by": record.applied_by,
+    }
+
+
+async def _find(config: Config) -> list[EcosystemRecord]:
+    async with open_store(config) as store:
+        return await find_visible(store)
+
+
+async def _get(config: Config, label: str) -> EcosystemRecord:
+    async with open_store(config) as store:
+        return await get_ecosystem(store, label)

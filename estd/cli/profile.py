@@ -1,0 +1,140 @@
+"""``estd profile``: what certificates look like, and who may ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from estd.app.access import find_visible, get_ecosystem, open_store
+from estd.ca.document import write_duration
+from estd.ca.ecosystem import Ecosystem, load_document
+from estd.ca.ecosystems import READY
+from estd.ca.profile import Profile, write_profile
+from estd.ca.validity import write_validity
+from estd.cli.options import json_option, server_options
+from estd.cli.output import write_facts, write_json, write_table
+from estd.config import Config
+from estd.errors import Invalid, Problem
+from estd.wire.oids import NAMES
+
+
+@click.group(short_help="Look at the rules for certificates.")
+def profile() -> None:
+    """Look at profiles: the rules of each kind of certificate, as they are in force.
+
+    \b
+      estd profile list --dir lab
+      estd profile show device --ecosystem campus-north --dir lab
+      estd profile ready                  ready-made ones to build on
+
+    They are changed in the ecosystem's document, with `estd apply FILE`.
+    """
+
+
+@profile.command("list")
+@click.option("--ecosystem", "label", metavar="LABEL", help="Only of this ecosystem.")
+@server_options
+@json_option
+def list_profiles(label: str | None, config: Config, as_json: bool) -> None:
+    """List profiles."""
+    found = [(rules, one) for rules in asyncio.run(_find(config, label)) for one in rules.profiles.values()]
+    if as_json:
+        write_json([{"ecosystem": rules.label, "profile": one.name, **write_profile(one)} for rules, one in found])
+        return
+    write_table(
+        ("profile", "ecosystem", "path", "who may enroll", "renewal", "keys", "validity"),
+        [
+            (
+                one.name,
+                rules.label,
+                _path(rules, one),
+                ", ".join(one.enroll),
+                one.renew,
+                ", ".join(one.keys),
+                write_validity(one.validity),
+            )
+            for rules, one in found
+        ],
+        "There is no profile yet. Write one into an ecosystem's document: estd apply FILE",
+    )
+
+
+@profile.command()
+@click.argument("name")
+@click.option("--ecosystem", "label", metavar="LABEL", required=True, help="Label of its ecosystem.")
+@server_options
+@json_option
+def show(name: str, label: str, config: Config, as_json: bool) -> None:
+    """Show one profile in full."""
+    [rules] = asyncio.run(_find(config, label))
+    if name not in rules.profiles:
+        remedy = f"Known there: {', '.join(rules.profiles)}."
+        raise Invalid([Problem(f"profile {name!r}", f"does not exist in {label!r}", remedy)])
+    one = rules.profiles[name]
+    if as_json:
+        write_json({"ecosystem": label, "profile": name, **write_profile(one)})
+        return
+    write_facts(
+        f"{name} in {rules.name} ({label})",
+        [
+            ("path", _path(rules, one) or "none: the ecosystem's default is another profile"),
+            ("issuer", one.issuer),
+            ("who may enroll", ", ".join(one.enroll) or "nobody"),
+            ("renewal", _RENEWALS[one.renew]),
+            ("keys", ", ".join(one.keys)),
+            ("subject", _SUBJECTS[one.subject]),
+            ("alternative names", _SANS[one.san]),
+            ("key usage", ", ".join(one.key_usage)),
+            ("purposes", ", ".join(NAMES.get(oid, oid) for oid in one.extended_key_usage)),
+            ("validity", f"{write_validity(one.validity)}, from {write_duration(one.backdate)} before issue"),
+            ("retry window", write_duration(one.retry_window)),
+            ("channel binding", "required" if one.require_binding else ""),
+            ("strict", "yes" if one.strict else ""),
+        ],
+    )
+
+
+@profile.command()
+@json_option
+def ready(as_json: bool) -> None:
+    """List ready-made profiles that a document can name as `base`."""
+    if as_json:
+        write_json(READY)
+        return
+    write_table(
+        ("base", "sets"), [(name, ", ".join(keys)) for name, keys in READY.items()], "There is no ready-made profile."
+    )
+
+
+_RENEWALS = {
+    "either": "with a new key or the old one",
+    "rekey": "with a new key",
+    "same-key": "with the same key",
+    "never": "never; the device enrolls again",
+}
+_SUBJECTS = {
+    "credential": "the name in the device's credential",
+    "request": "what the device asks for, within the profile's patterns",
+    "inventory": "what the inventory says",
+    "fixed": "the same for all",
+    "empty": "none",
+}
+_SANS = {
+    "none": "none",
+    "credential": "those in the device's credential",
+    "request": "what the device asks for, within the profile's patterns",
+    "inventory": "what the inventory says",
+}
+
+
+def _path(rules: Ecosystem, one: Profile) -> str:
+    if one.label is not None:
+        return f"/.well-known/est/{one.label}/"
+    return f"/.well-known/est/{rules.label}/" if one.name == rules.default_profile else ""
+
+
+async def _find(config: Config, label: str | None) -> list[Ecosystem]:
+    async with open_store(config) as store:
+        records = await find_visible(store) if label is None else [await get_ecosystem(store, label)]
+    return [load_document(record.document) for record in records]

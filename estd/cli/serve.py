@@ -1,0 +1,77 @@
+"""``estd serve``: a server, in the foreground, as a service manager wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import click
+
+from estd.app.checking import check_server
+from estd.app.playground import write_file
+from estd.app.running import serve as carry_out
+from estd.app.supervisor import Supervisor
+from estd.cli.options import find_settings, json_option, settings_options
+from estd.cli.output import note, write_facts, write_json
+from estd.config import read_config
+
+_HELP = """\
+Run a server in the foreground until SIGTERM or Ctrl-C; then it answers what is in hand and stops.
+
+\b
+  estd serve --config /etc/estd/estd.toml
+  estd serve --config estd.toml --check     look, but do not start
+
+The smallest settings file has one line, data_directory = "/var/lib/estd", and needs a key beside it:
+
+\b
+  openssl rand -hex 32 > /var/lib/estd/key-encryption.key
+  chmod 600 /var/lib/estd/key-encryption.key
+
+SIGHUP reads the settings again and replaces the workers without refusing a connection. The log goes to standard error,
+one JSON object a line; /healthz, /readyz and /metrics answer on the ops port.
+"""
+
+
+@click.command(help=_HELP, short_help="Run a server.")
+@settings_options
+@click.option("--check", is_flag=True, help="Check settings, key, database and ports, then exit.")
+@click.option(
+    "--ready-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the ports here (JSON) once devices can enroll.",
+)
+@json_option
+def serve(
+    config_file: Path | None, directory: Path | None, check: bool, ready_file: Path | None, as_json: bool
+) -> None:
+    """See `_HELP`."""
+    settings = find_settings(config_file, directory)
+    config = read_config(settings)
+    if check:
+        facts = asyncio.run(check_server(config))
+        if as_json:
+            write_json(facts)
+        else:
+            none = "none yet; apply one: estd apply FILE"
+            shown = {**facts, "ecosystems": ", ".join(facts["ecosystems"]) or none}
+            write_facts(f"{settings}: ready to serve", shown.items())
+        return
+
+    async def say(supervisor: Supervisor) -> None:
+        facts = {"port": supervisor.port, "ops_port": supervisor.ops_port, "pid": os.getpid()}
+        if ready_file is not None:
+            write_file(ready_file, (json.dumps(facts) + "\n").encode(), 0o644)
+        if as_json:
+            write_json(facts)
+        else:
+            note(f"estd serves on port {supervisor.port}, ops on port {supervisor.ops_port}")
+
+    try:
+        asyncio.run(carry_out(config, settings, say))
+    finally:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
