@@ -4,8 +4,10 @@ Every implementation passes ``tests/contracts/test_store.py``. Promises that hol
 
 * *Durable on return.* A method that returns has committed; PostgreSQL runs with ``synchronous_commit = on``.
 * *Unknown on error.* A method that raises `Unavailable` may or may not have committed (a connection lost during COMMIT
-  was durable in more than half of the cases measured). Callers never assume "not committed": they look up by key or
-  repeat the call, and every writing method here is safe to repeat with the same arguments.
+  was durable in more than half of the cases measured), and so may one that is cancelled. Callers never assume "not
+  committed": they look up by key or repeat the call, and every writing method here is safe to repeat with the same
+  arguments.
+* *Refused whole.* A method that raises `estd.errors.Broken` has changed nothing, unless it says otherwise.
 * *Concurrent.* All methods may be called from many tasks and many processes at once.
 
 Times are aware UTC to the second. This module must not import a driver.
@@ -28,7 +30,8 @@ class Outcome(enum.Enum):
     RESERVED = "reserved"
     """This call (or an earlier, identical one) holds the request key: go on and sign."""
     EXISTS = "exists"
-    """Another intent holds the request key: ask `Store.find_issuances`."""
+    """Do not sign: another intent holds the request key, or this very one has its result or was closed meanwhile. Ask
+    `Store.find_issuances`; where that finds nothing, begin again with a new serial."""
     CODE_SPENT = "code-spent"
     """The enrollment code was single-use and another request key holds it."""
 
@@ -212,15 +215,26 @@ class Store(Protocol):
     async def reserve_intents(self, intents: Sequence[Intent]) -> list[Outcome]:
         """Commit all intents in one transaction, in one round trip; answers in order.
 
-        Of several intents with one request key, or several spending one code, exactly one is RESERVED. Repeating an
-        identical intent (same issuer and serial) answers RESERVED again.
+        Of several intents with one request key, or several spending one code, exactly one is RESERVED; the others leave
+        no trace, and an intent that is not RESERVED spends no code. Repeating an identical intent (same issuer and
+        serial) answers RESERVED again as long as it has no result and is not closed.
+
+        Raises:
+            Broken: a serial of the issuer was chosen before, for another request key. (The rest of the batch may be
+                reserved: repeat it without that intent.)
         """
 
     async def find_issuances(self, request_keys: Sequence[bytes]) -> dict[bytes, Issuance]:
         """The open intent of each request key, with its certificate if it was issued."""
 
     async def record_issued(self, issued: Sequence[Issued]) -> None:
-        """Commit the results of intents, and their audit events, in one transaction. Repeats are ignored."""
+        """Commit the results of intents, and their audit events, in one transaction. Repeats are ignored.
+
+        The result of an intent that was closed meanwhile is recorded all the same: what was signed must be known.
+
+        Raises:
+            Broken: a serial has no intent, or has a different certificate already. (The rest of the batch is recorded.)
+        """
 
     async def close_intent(self, issuer_id: int, serial: bytes, closing: Closing) -> bool:
         """Free the request key. VOID and ORPHAN only apply to an intent without result, SUPERSEDED only to one with.
@@ -240,10 +254,13 @@ class Store(Protocol):
         """The newest certificates, of one ecosystem and one device if given."""
 
     async def record_revocation(self, revocation: Revocation, event: Event) -> bool:
-        """Revoke once; False when it was revoked before. Followers are told (`subscribe`)."""
+        """Revoke once; False when it was revoked before. Followers are told (`subscribe`).
+
+        The serial's certificate need not be known: an orphaned intent can be revoked.
+        """
 
     async def find_revocations(self) -> list[Revocation]:
-        """Every revocation of an unexpired certificate."""
+        """Every revocation of an unexpired certificate, or of one that is not known."""
 
     # --- ecosystems ----------------------------------------------------------------------------------------------
     async def find_ecosystems(self) -> list[EcosystemRecord]:
@@ -260,8 +277,13 @@ class Store(Protocol):
     ) -> EcosystemRecord:
         """Apply one new version atomically and tell followers. `expected_version` 0 means the label is new.
 
+        The time of the event is the time of the version and of its issuers; a new ecosystem's id is filled into the
+        event. A parent is named among the ecosystem's issuers or earlier among the new ones. Applying once more what
+        made the present version changes nothing and answers with it.
+
         Raises:
-            Conflict: the current version is not the expected one.
+            Conflict: the current version is not the expected one, or one of the new issuers exists.
+            Broken: the label is not in its one spelling, or a parent does not exist.
         """
 
     async def find_nodes(self) -> list[Node]:
@@ -269,7 +291,10 @@ class Store(Protocol):
 
     # --- credentials and inventory ---------------------------------------------------------------------------------
     async def record_codes(self, codes: Sequence[EnrollmentCode]) -> list[EnrollmentCode]:
-        """Store new codes (their `code_id` is ignored and assigned)."""
+        """Store new codes (their `code_id` is ignored and assigned), and answer with them in order.
+
+        A code that is stored already, same device and secret, is answered as it is.
+        """
 
     async def find_codes(self, ecosystem_id: int, device: str) -> list[EnrollmentCode]:
         """All codes of a device, spent ones included, newest first."""
@@ -278,14 +303,18 @@ class Store(Protocol):
         """Codes of an ecosystem, newest first."""
 
     async def record_devices(self, devices: Sequence[Device]) -> None:
-        """Insert or replace inventory rows."""
+        """Insert or replace inventory rows; of several for one device the last counts."""
 
     async def find_device(self, ecosystem_id: int, device: str) -> Device | None:
         """One inventory row."""
 
     # --- audit and life --------------------------------------------------------------------------------------------
     async def record_events(self, events: Sequence[Event]) -> None:
-        """Commit audit events."""
+        """Commit audit events.
+
+        Repeated after `Unavailable` they may be stored twice: an audit trail may repeat itself but not forget.
+        Characters that cannot be stored (NUL, lone surrogates) are replaced, here and in other methods' events.
+        """
 
     async def find_events(self, ecosystem_id: int | None, limit: int) -> list[Event]:
         """The newest audit events."""
@@ -293,8 +322,9 @@ class Store(Protocol):
     async def subscribe(self, follower: Callable[[str], Awaitable[None]]) -> None:
         """Call `follower` with ``ecosystems`` or ``revocations`` after each such change, within a second.
 
-        Also called with ``resync`` whenever the connection that listens was lost and is back: then everything may
-        have changed.
+        Also called with ``resync`` whenever the connection that listens was lost and is back, and when the first
+        attempt to listen failed and a later one succeeds: then everything may have changed. Calls come one at a time; a
+        follower that raises is called with ``resync`` after a pause, until it returns.
         """
 
     async def check(self) -> None:

@@ -130,14 +130,17 @@ class PostgresStore:
             return
         # Repeats, and results of intents that were given up meanwhile.
         columns = [one.issuer_id for one in issued], [one.serial for one in issued]
+        contradictions = []
         for one, row in zip(issued, await self._pool.fetch(_FIND_STORED, *columns), strict=True):
             name = f"serial {one.serial.hex()} of issuer {one.issuer_id}"
             if not row["has_intent"]:
-                raise Broken(f"{name} was signed without an intent")
-            if row["der"] is None:
+                contradictions.append(f"{name} was signed without an intent")
+            elif row["der"] is None:
                 await self._pool.fetch(_RECORD_ISSUED_LATE, *(column[0] for column in rows.write_issued([one])))
             elif row["der"] != one.certificate:
-                raise Broken(f"{name} has two different certificates")
+                contradictions.append(f"{name} has two different certificates")
+        if contradictions:
+            raise Broken("; ".join(contradictions))
 
     async def close_intent(self, issuer_id: int, serial: bytes, closing: Closing) -> bool:
         """See `Store.close_intent`."""

@@ -82,7 +82,8 @@ def write_events(events: Sequence[Event]) -> Columns:
 
 
 def write_event(event: Event) -> Columns:
-    """One event, for a statement that records it beside something else."""
+    """One event, for a statement that records it beside something else; always such as can be stored."""
+    event = printable(event)
     return [*_EVENT(event), write_json(event.extra) if event.extra else None]
 
 
