@@ -125,8 +125,8 @@ def _value(name: GeneralName) -> str:
     """What a pattern is held against: the name without its kind; of a hardwareModuleName type and serial in hex."""
     if _kind(name) == _HARDWARE_MODULE_NAME:
         value = bytes.fromhex(name.text.partition("=#")[2])
-        start, stop = der.read_whole(value, der.SEQUENCE)
-        members = der.read_members(value, start, stop)
+        tag, start, stop = der.read_tlv(value, 0, len(value))
+        members = der.read_members(value, start, stop) if tag == der.SEQUENCE else []
         if [member[0] for member in members] != [der.OID, der.OCTET_STRING]:
             raise _san("a hardwareModuleName is a type and a serial number", "RFC 4108 §5")
         (_, _, kind, kind_stop), (_, _, serial, serial_stop) = members
