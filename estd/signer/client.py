@@ -299,4 +299,4 @@ def _give_up(future: asyncio.Future[Answer]) -> None:
 
 
 _FIRST_PAUSE_SECONDS: Final = 0.02
-_LONGEST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 0.25

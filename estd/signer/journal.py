@@ -240,7 +240,10 @@ class Journal:
         """End in order: the last block says so and the space set aside is given back."""
         try:
             if not self._failed:
-                self._append([(Kind.CLOSED, b"")], now, spare_bytes=0)
+                try:
+                    self._append([(Kind.CLOSED, b"")], now, is_last=True)
+                except Unavailable:
+                    pass  # its absence only says that the end was not in order, which is so
                 self._flush()
                 os.ftruncate(self._fd, self._end)
                 os.fsync(self._fd)
@@ -250,14 +253,14 @@ class Journal:
 
     # --- private -----------------------------------------------------------------------------------------------------
 
-    def _append(
-        self, bodies: Sequence[tuple[Kind, bytes]], now: datetime, spare_bytes: int = BLOCK_OVERHEAD_BYTES
-    ) -> int:
-        """Write blocks without flushing them; the first one's sequence. The space after them is for CLOSED."""
+    def _append(self, bodies: Sequence[tuple[Kind, bytes]], now: datetime, *, is_last: bool = False) -> int:
+        """Write blocks without flushing them; the first one's sequence. Space for CLOSED is kept behind them."""
         self._check_alive()
-        needed = sum(len(body) + BLOCK_OVERHEAD_BYTES for _, body in bodies) + spare_bytes
-        if self._end + needed > self._segment_bytes and self._end > self._first_end:
-            self._rotate(now)
+        needed = sum(len(body) + BLOCK_OVERHEAD_BYTES for _, body in bodies)
+        if not is_last:
+            needed += BLOCK_OVERHEAD_BYTES
+            if self._end + needed > self._segment_bytes and self._end > self._first_end:
+                self._rotate(now)
         self._make_room(needed)
         time_ = self._read_clock(now)
         sequence, digest = self._sequence, self._digest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from estd.errors import Broken, Invalid
+from estd.errors import Broken, Invalid, Unavailable
 from estd.signer.blocks import NO_HASH, Entry, Head, Kind, Result, read_chain
 from estd.signer.journal import Journal
 from estd.signer.segments import Files, check_journal, read_journal
@@ -496,6 +497,68 @@ def test_an_auditor_finds_a_result_without_entry(directory: Path):
 def test_an_empty_directory_holds_no_journal(tmp_path: Path):
     with pytest.raises(Invalid, match="no journal"):
         check_journal(tmp_path, 3)
+
+
+# --- no room ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """While its one element is true, no disk space can be had."""
+    state = [False]
+    allocate = os.posix_fallocate
+
+    def perhaps(fd: int, offset: int, length: int) -> None:
+        if state[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(fd, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", perhaps)
+    yield state
+    state[0] = False
+
+
+def test_a_journal_is_not_begun_without_room(directory: Path, full: list[bool]):
+    full[0] = True
+    with pytest.raises(Unavailable, match="no room"):
+        Journal.open(directory, 3, NOW)
+    full[0] = False
+    Journal.open(directory, 3, NOW).close(NOW)
+    full[0] = True
+    with pytest.raises(Unavailable, match="no room"):
+        Journal.open(directory, 3, NOW)
+    full[0] = False
+    journal = Journal.open(directory, 3, NOW)
+    journal.record_entries([entry(1)], NOW)
+    journal.close(NOW)
+    assert check_journal(directory, 3).entries == 1
+
+
+@pytest.mark.parametrize("segment_bytes", [4096, 1_000_000])
+def test_without_room_nothing_changes_and_the_end_is_in_order(
+    directory: Path, tmp_path: Path, full: list[bool], segment_bytes: int
+):
+    journal = Journal.open(directory, 3, NOW, segment_bytes=segment_bytes, step_bytes=1024)
+    recorded = refused = 0
+    for number in range(120):
+        full[0] = number % 3 != 0
+        before = journal.mark
+        try:
+            journal.record_entries([entry(number, 900)], NOW)
+            recorded += 1
+        except Unavailable:
+            refused += 1
+            assert journal.mark == before
+            assert journal.find(7, entry(number, 900).serial) is None
+    assert recorded >= 40
+    assert refused > 40
+    full[0] = True
+    crashed = crash(directory, tmp_path / "crashed")
+    journal.close(NOW)
+    full[0] = False
+    assert check_journal(directory, 3).entries == recorded
+    assert list(read_journal(directory, 3))[-1].kind is Kind.CLOSED
+    assert check_journal(crashed, 3).entries == recorded
 
 
 # --- a journal that failed ---------------------------------------------------------------------------------------------
