@@ -120,12 +120,12 @@ def _parse_name(der: bytes) -> x509.Name:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def now() -> datetime:
     return NOW
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomness() -> bytes:
     return RANDOM
 
