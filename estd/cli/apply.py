@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from estd.app.access import find_user, open_store
 from estd.app.apply import Applied, apply_document
 from estd.app.quickstart import read_ecosystem
 from estd.ca.ecosystem import Ecosystem
+from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_json, write_line
 from estd.config import Config, read_key_encryption_key
@@ -36,7 +36,7 @@ as they are. A running server follows within a second.
 @json_option
 def apply(files: tuple[Path, ...], dry_run: bool, config: Config, as_json: bool) -> None:
     """See `_HELP`."""
-    applied = asyncio.run(_apply(config, _read_all(files), dry_run))
+    applied = run_async(_apply(config, _read_all(files), dry_run))
     if as_json:
         write_json(
             [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from estd.app.access import get_ecosystem, open_store
 from estd.audit import Event, write_event
+from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_json, write_table
 from estd.config import Config
@@ -36,7 +35,7 @@ def audit() -> None:
 @json_option
 def list_events(label: str | None, outcome: str | None, limit: int, config: Config, as_json: bool) -> None:
     """List decisions, newest first."""
-    found, labels = asyncio.run(_find(config, label, limit))
+    found, labels = run_async(_find(config, label, limit))
     events = [event for event in found if outcome in (None, event.outcome)]
     if as_json:
         write_json([{**write_event(event), "ecosystem": _label(event, labels)} for event in events])

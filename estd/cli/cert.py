@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from cryptography import x509
 
 from estd.app.access import find_user, get_ecosystem, open_store
 from estd.audit import Event
+from estd.cli.loop import run_async
 from estd.cli.options import json_option, read_device, server_options
 from estd.cli.output import write_facts, write_json, write_line, write_span, write_table, write_time
 from estd.config import Config
@@ -92,7 +92,7 @@ class _Found:
 def list_certificates(label: str | None, device: str | None, limit: int, config: Config, as_json: bool) -> None:
     """List certificates, newest first."""
     name = None if device is None else read_device(device)
-    found = asyncio.run(_find(config, label, name, limit))
+    found = run_async(_find(config, label, name, limit))
     now = _now()
     if as_json:
         write_json([one.as_json(now) for one in found])
@@ -121,7 +121,7 @@ def list_certificates(label: str | None, device: str | None, limit: int, config:
 @json_option
 def show(serial: str, config: Config, as_json: bool) -> None:
     """Show one certificate."""
-    found = asyncio.run(_get(config, serial))
+    found = run_async(_get(config, serial))
     now = _now()
     certificate = x509.load_der_x509_certificate(found.stored.certificate)
     pem = write_pem([certificate]).decode()
@@ -175,7 +175,13 @@ def revoke(
     """Revoke certificates, for good."""
     if bool(serials) == (device is not None) or (device is None) != (label is None):
         raise click.UsageError("Name serial numbers, or --device with its --ecosystem.")
-    revoked = asyncio.run(_revoke(config, serials, device, label, reason, ask=not yes and not as_json))
+    found = run_async(_choose(config, serials, device, label))
+    if not yes and not as_json and sys.stdin.isatty():
+        for one in found:
+            write_line(f"{one.serial}  {one.stored.device}  {one.label}  until {write_time(one.stored.not_after)}")
+        what = "this certificate" if len(found) == 1 else f"these {len(found)} certificates"
+        click.confirm(f"Revoke {what} for good?", abort=True)
+    revoked = run_async(_revoke(config, found, reason))
     if as_json:
         write_json([{"serial": one.serial, "device": one.stored.device, "revoked": done} for one, done in revoked])
         return
@@ -221,25 +227,22 @@ async def _look_up(store: Store, records: Sequence[EcosystemRecord], text: str) 
     raise Invalid([Problem(f"serial {text}", "is not known here", "`estd cert list` shows serial numbers.")])
 
 
-async def _revoke(
-    config: Config, serials: Sequence[str], device: str | None, label: str | None, reason: str, *, ask: bool
-) -> list[tuple[_Found, bool]]:
+async def _choose(config: Config, serials: Sequence[str], device: str | None, label: str | None) -> list[_Found]:
     async with open_store(config) as store:
-        records = await store.find_ecosystems()
         if device is None or label is None:
-            found = [await _look_up(store, records, text) for text in serials]
-        else:
-            record = await get_ecosystem(store, label)
-            stored = await store.find_certificates(record.ecosystem_id, read_device(device), _OF_ONE_DEVICE)
-            found = [one for one in (_Found(label, each) for each in stored) if one.state(_now()) == "valid"]
-            if not found:
-                remedy = f"See: estd cert list --ecosystem {label} --device {device}"
-                raise Invalid([Problem(f"device {device!r}", "has no valid certificate there", remedy)])
-        if ask and sys.stdin.isatty():
-            for one in found:
-                write_line(f"{one.serial}  {one.stored.device}  {one.label}  until {write_time(one.stored.not_after)}")
-            what = "this certificate" if len(found) == 1 else f"these {len(found)} certificates"
-            await asyncio.to_thread(click.confirm, f"Revoke {what} for good?", abort=True)
+            records = await store.find_ecosystems()
+            return [await _look_up(store, records, text) for text in serials]
+        record = await get_ecosystem(store, label)
+        stored = await store.find_certificates(record.ecosystem_id, read_device(device), _OF_ONE_DEVICE)
+    found = [one for one in (_Found(label, each) for each in stored) if one.state(_now()) == "valid"]
+    if not found:
+        remedy = f"See: estd cert list --ecosystem {label} --device {device}"
+        raise Invalid([Problem(f"device {device!r}", "has no valid certificate there", remedy)])
+    return found
+
+
+async def _revoke(config: Config, found: Sequence[_Found], reason: str) -> list[tuple[_Found, bool]]:
+    async with open_store(config) as store:
         return [(one, await _revoke_one(store, one, reason)) for one in found]
 
 

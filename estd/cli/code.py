@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from estd.app.playground import write_codes
 from estd.audit import Event
 from estd.ca.document import DURATION_REMEDY, read_duration
 from estd.ca.ecosystem import load_document
+from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, read_device, server_options
 from estd.cli.output import note, write_json, write_table, write_time
 from estd.config import Config
@@ -92,7 +92,7 @@ def create(
     if out is not None and out.exists():
         raise Invalid([Problem(str(out), "exists already", "Name a new file, so that no code is lost.")])
     now = _now()
-    made = asyncio.run(_create(config, label, names, profile, reusable, _read_expiry(expires, now), now))
+    made = run_async(_create(config, label, names, profile, reusable, _read_expiry(expires, now), now))
     rows = [(name, one.secret) for name, one in zip(names, made, strict=True)]
     if out is not None:
         write_codes(out, rows)
@@ -120,7 +120,7 @@ def list_codes(label: str, device: str | None, unused: bool, limit: int, config:
     """List codes, newest first; the codes themselves are not known any more."""
     now = _now()
     found = [
-        one for one in asyncio.run(_find(config, label, device, limit)) if not unused or _state(one, now) == "unused"
+        one for one in run_async(_find(config, label, device, limit)) if not unused or _state(one, now) == "unused"
     ]
     if as_json:
         write_json(

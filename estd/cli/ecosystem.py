@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.ca.ecosystem import Ecosystem, load_document
+from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_facts, write_json, write_table, write_time
 from estd.config import Config
@@ -31,7 +30,7 @@ def ecosystem() -> None:
 @json_option
 def list_ecosystems(config: Config, as_json: bool) -> None:
     """List the ecosystems of a server."""
-    records = asyncio.run(_find(config))
+    records = run_async(_find(config))
     if as_json:
         write_json([_as_json(record) for record in records])
         return
@@ -59,7 +58,7 @@ def list_ecosystems(config: Config, as_json: bool) -> None:
 @json_option
 def show(label: str, config: Config, as_json: bool) -> None:
     """Show the rules in force in one ecosystem."""
-    record = asyncio.run(_get(config, label))
+    record = run_async(_get(config, label))
     if as_json:
         write_json({**_as_json(record), "document": record.document})
         return

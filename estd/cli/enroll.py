@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estd.cli.loop import run_async
 from estd.cli.options import json_option
 from estd.cli.output import note, write_facts, write_json, write_span, write_time
 from estd.device.client import Credential, Patience
@@ -125,7 +125,7 @@ def enroll(
         same_key=same_key,
         replace=replace,
     )
-    enrolled = asyncio.run(carry_out(wish, Patience(tries=tries), None if as_json else _tell_wait))
+    enrolled = run_async(carry_out(wish, Patience(tries=tries), None if as_json else _tell_wait))
     (_write_json if as_json else _write)(wish, enrolled)
 
 

@@ -1,7 +1,7 @@
 """Every way a command can fail, as one short message with a remedy, and an exit status.
 
 Statuses: 1 refused or failed, 2 the command line or a file is wrong, 75 try again later (EX_TEMPFAIL of sysexits.h), 130
-interrupted. With ``--json`` the message is one JSON object on standard error, so that standard output stays clean.
+and 143 stopped by a signal. With ``--json`` the message is one JSON object on standard error; standard output stays clean.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Final
 
 import click
 
+from estd.cli.loop import Terminated
 from estd.errors import Broken, Invalid, Problem, Refused, Unavailable
 
 REFUSED: Final = 1
 USAGE: Final = 2
 TRY_LATER: Final = 75
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 class Failed(Exception):
@@ -87,6 +89,8 @@ def explain(fault: BaseException) -> Failure:
             return Failure(fault.exit_code, "failed", _sentence(fault.format_message()))
         case click.Abort() | KeyboardInterrupt():
             return Failure(INTERRUPTED, "interrupted", "Stopped.")
+        case Terminated():
+            return Failure(TERMINATED, "terminated", "Stopped.")
         case PermissionError():
             return Failure(REFUSED, "permission", f"{fault.filename or 'A file'}: permission denied.", _OWNER)
         case OSError():

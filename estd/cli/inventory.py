@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from estd.app.access import find_user, get_ecosystem, open_store
 from estd.audit import Event
+from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, read_device, server_options
 from estd.cli.output import note, write_facts, write_json
 from estd.config import Config
@@ -49,7 +49,7 @@ def import_devices(file: Path, label: str, dry_run: bool, config: Config, as_jso
     """Add devices from a CSV file; those that are there already are replaced."""
     rows = _read(file)
     if not dry_run:
-        asyncio.run(_import(config, label, rows))
+        run_async(_import(config, label, rows))
     if as_json:
         write_json({"ecosystem": label, "devices": len(rows), "imported": not dry_run})
     else:
@@ -63,7 +63,7 @@ def import_devices(file: Path, label: str, dry_run: bool, config: Config, as_jso
 @json_option
 def show(names: tuple[str, ...], label: str, config: Config, as_json: bool) -> None:
     """Show what is known of devices."""
-    found = asyncio.run(_find(config, label, [read_device(name) for name in names]))
+    found = run_async(_find(config, label, [read_device(name) for name in names]))
     missing = [name for name, device in zip(names, found, strict=True) if device is None]
     if missing:
         remedy = f"Import it: estd inventory import FILE --ecosystem {label}"

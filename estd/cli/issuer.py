@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.app.playground import write_file
 from estd.ca.ecosystem import load_document
+from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, server_options
 from estd.cli.output import note, write_facts, write_json, write_table, write_time
 from estd.config import Config
@@ -88,7 +88,7 @@ class _Issuer:
 @json_option
 def list_issuers(label: str | None, with_old: bool, config: Config, as_json: bool) -> None:
     """List issuers."""
-    found = [one for one in asyncio.run(_find(config, label)) if one.active or with_old]
+    found = [one for one in run_async(_find(config, label)) if one.active or with_old]
     if as_json:
         write_json([one.as_json() for one in found])
         return
@@ -117,7 +117,7 @@ def list_issuers(label: str | None, with_old: bool, config: Config, as_json: boo
 @json_option
 def show(name: str, label: str, config: Config, as_json: bool) -> None:
     """Show one issuer."""
-    one = _get(asyncio.run(_find(config, label)), name, label)
+    one = _get(run_async(_find(config, label)), name, label)
     if as_json:
         write_json({**one.as_json(), "pem": write_pem([one.certificate]).decode()})
         return
@@ -148,7 +148,7 @@ def show(name: str, label: str, config: Config, as_json: bool) -> None:
 @json_option
 def export(label: str, name: str | None, roots: bool, out: Path | None, config: Config, as_json: bool) -> None:
     """Export CA certificates in PEM."""
-    found = [one for one in asyncio.run(_find(config, label)) if one.active]
+    found = [one for one in run_async(_find(config, label)) if one.active]
     if name is not None:
         found = [_get(found, name, label)]
     chosen = sorted((one for one in found if not (roots and one.parent)), key=lambda one: one.parent is not None)

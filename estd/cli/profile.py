@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from estd.app.access import find_visible, get_ecosystem, open_store
@@ -12,6 +10,7 @@ from estd.ca.ecosystem import Ecosystem, load_document
 from estd.ca.ecosystems import READY
 from estd.ca.profile import Profile, write_profile
 from estd.ca.validity import write_validity
+from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_facts, write_json, write_table
 from estd.config import Config
@@ -38,7 +37,7 @@ def profile() -> None:
 @json_option
 def list_profiles(label: str | None, config: Config, as_json: bool) -> None:
     """List profiles."""
-    found = [(rules, one) for rules in asyncio.run(_find(config, label)) for one in rules.profiles.values()]
+    found = [(rules, one) for rules in run_async(_find(config, label)) for one in rules.profiles.values()]
     if as_json:
         write_json([{"ecosystem": rules.label, "profile": one.name, **write_profile(one)} for rules, one in found])
         return
@@ -67,7 +66,7 @@ def list_profiles(label: str | None, config: Config, as_json: bool) -> None:
 @json_option
 def show(name: str, label: str, config: Config, as_json: bool) -> None:
     """Show one profile in full."""
-    [rules] = asyncio.run(_find(config, label))
+    [rules] = run_async(_find(config, label))
     if name not in rules.profiles:
         remedy = f"Known there: {', '.join(rules.profiles)}."
         raise Invalid([Problem(f"profile {name!r}", f"does not exist in {label!r}", remedy)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from estd.app.lessons import write_lessons
 from estd.app.playground import LABELS, write_file
 from estd.app.quickstart import Running, describe
 from estd.app.quickstart import run as carry_out
+from estd.cli.loop import run_async
 from estd.cli.options import json_option
 from estd.cli.output import console, note, write_json
 
@@ -72,7 +72,7 @@ def quickstart(
             note(f"… {what}")
 
     try:
-        asyncio.run(carry_out(directory, address=address, port=port, ops_port=ops_port, tell=tell, when_ready=show))
+        run_async(carry_out(directory, address=address, port=port, ops_port=ops_port, tell=tell, when_ready=show))
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)

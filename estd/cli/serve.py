@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from estd.app.checking import check_server
 from estd.app.playground import write_file
 from estd.app.running import serve as carry_out
 from estd.app.supervisor import Supervisor
+from estd.cli.loop import run_async
 from estd.cli.options import find_settings, json_option, settings_options
 from estd.cli.output import note, write_facts, write_json
 from estd.config import read_config
@@ -52,7 +52,7 @@ def serve(
     settings = find_settings(config_file, directory)
     config = read_config(settings)
     if check:
-        facts = asyncio.run(check_server(config))
+        facts = run_async(check_server(config))
         if as_json:
             write_json(facts)
         else:
@@ -71,7 +71,7 @@ def serve(
             note(f"estd serves on port {supervisor.port}, ops on port {supervisor.ops_port}")
 
     try:
-        asyncio.run(carry_out(config, settings, say))
+        run_async(carry_out(config, settings, say))
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
