@@ -8,6 +8,7 @@ migrated databases are made from a template once, swept after each test, and han
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,13 +40,19 @@ class Database:
     socket: str
     """The server's Unix socket."""
 
-    async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
-        """Ask the database itself, as its superuser."""
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to the database itself, as its superuser."""
         connection = await asyncpg.connect(self.superuser_url)
         try:
-            return await connection.fetch(sql, *arguments)
+            yield connection
         finally:
             await connection.close()
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Ask the database itself, as its superuser."""
+        async with self.session() as connection:
+            return await connection.fetch(sql, *arguments)
 
 
 class PostgresServer:
