@@ -50,13 +50,13 @@ class Kind(enum.IntEnum):
     SEGMENT = 1
     """`SegmentNote`; the first block of every segment and nowhere else."""
     OPENED = 2
-    """Nothing: a signer took the journal over."""
+    """Random octets: a signer took the journal over."""
     ENTRIES = 3
     """`Entry` each: flushed before any of them is signed."""
     RESULTS = 4
     """`Result` each: written after signing with a key that would not sign the same bytes again."""
     CLOSED = 5
-    """Nothing: the signer ended in order."""
+    """Nothing; the signer ended in order."""
 
 
 class SegmentNote(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -143,7 +143,8 @@ class Journal:
             segments = read_newest(files, head, numbers, index_entries)
             journal = cls(files, head, lock, segment_bytes, index_entries, step_bytes)
             journal._recover(head, segments, now)
-            journal._append([(Kind.OPENED, b"")], now)
+            # Random, so that two copies of one journal part ways at once, and their marks with them.
+            journal._append([(Kind.OPENED, secrets.token_bytes(16))], now)
             journal._flush()
         except BaseException as fault:
             if journal is None:

@@ -1,0 +1,37 @@
+"""What a signer is told at its start; plain values, nothing secret.
+
+Must not import anything of the signer but constants.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from estd.signer.journal import INDEX_ENTRIES, SEGMENT_BYTES
+
+
+class SignerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a signer is told at its start. Nothing here is secret."""
+
+    slot: int
+    """Which journal of the directory is its own."""
+    journal_directory: str
+    allowed_uids: list[int]
+    """Users whose processes may call."""
+    socket_path: str | None = None
+    """Where to listen; or else `listen_fd`."""
+    listen_fd: int | None = None
+    """An inherited socket that listens already."""
+    log_level: str = "info"
+    prepared_limit: int = 2048
+    """How many items may be prepared and not sealed."""
+    prepared_seconds: float = 60.0
+    """How long they may."""
+    connections_max: int = 256
+    stall_seconds: float = 10.0
+    """How long half a frame may wait for its other half."""
+    drain_seconds: float = 10.0
+    clock_tolerance_seconds: float = 3600.0
+    """How far the clock may be behind the newest journal record before nothing more is prepared."""
+    segment_bytes: int = SEGMENT_BYTES
+    index_entries: int = INDEX_ENTRIES
