@@ -122,6 +122,7 @@ def test_a_request_bound_by_tls_unique(live: Live, drive: Drive, tmp_path: Path)
     client = keystore(tmp_path, live.device(NORTH))
     facts = drive("enroll-bound", client=client, tls="bc", protocol="TLSv1.2")
     check_issued(live, facts, NORTH, "simpleenroll")
+    assert facts["tls"][0].startswith("TLSv1.2 ")
 
 
 def test_refusals_are_readable(live: Live, drive: Drive, tmp_path: Path) -> None:
