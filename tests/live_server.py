@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ import asyncpg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 NORTH = "campus-north"
 SOUTH = "campus-south"
@@ -140,13 +140,17 @@ class Live:
         return f"https://{host}:{self.port}/.well-known/est/{label + '/' if label else ''}{operation}"
 
     # --- credentials -------------------------------------------------------------------------------------------------
-    def device(self, label: str, key: str = "ec-p256") -> Device:
-        """A device nobody has seen yet, made by that ecosystem's demo maker."""
+    def device(self, label: str, key: str = "ec-p256", **properties: Any) -> Device:
+        """A device nobody has seen yet, made by that ecosystem's demo maker; `properties` as for `make_device`."""
+        name = f"t{next(self._made):05d}{secrets.token_hex(4)}"
+        return make_device(self.scratch, name, *self.maker(label), key, **properties)
+
+    def maker(self, label: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """The demo maker that only this ecosystem trusts."""
         bootstrap = self.directory / "bootstrap" / label
-        maker = x509.load_pem_x509_certificate((bootstrap / "maker.pem").read_bytes())
-        maker_key = serialization.load_pem_private_key((bootstrap / "maker.key").read_bytes(), None)
-        assert isinstance(maker_key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
-        return make_device(self.scratch, f"t{next(self._made):05d}{secrets.token_hex(4)}", maker, maker_key, key)
+        key = serialization.load_pem_private_key((bootstrap / "maker.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return x509.load_pem_x509_certificate((bootstrap / "maker.pem").read_bytes()), key
 
     def code(self, label: str) -> tuple[str, str]:
         """The next device name and enrollment code of that ecosystem that no test has used."""
@@ -229,57 +233,45 @@ _SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>.*)\})?
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+_KEYS: dict[str, Callable[[], PrivateKey]] = {
+    "ec-p256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ec-p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ec-p521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "rsa-2048": lambda: rsa.generate_private_key(65537, 2048),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+}
+
+
 def make_device(
     folder: Path,
     name: str,
     maker: x509.Certificate,
-    maker_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    maker_key: ec.EllipticCurvePrivateKey,
     key: str = "ec-p256",
+    *,
+    starts: datetime | None = None,
+    ends: datetime = _NO_END,
+    extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
 ) -> Device:
-    """Write an IDevID (IEEE 802.1AR §8) signed by that maker, and its key."""
-    private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = {
-        "ec-p256": lambda: ec.generate_private_key(ec.SECP256R1()),
-        "ec-p384": lambda: ec.generate_private_key(ec.SECP384R1()),
-        "rsa-2048": lambda: rsa.generate_private_key(65537, 2048),
-    }[key]()
-    subject = x509.Name(
-        [
-            *(attribute for attribute in maker.subject if attribute.oid == x509.NameOID.ORGANIZATION_NAME),
-            x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, name),
-        ]
-    )
-    certificate = (
+    """Write an IDevID (IEEE 802.1AR §8) signed by that maker, and its key; `extensions` come with their criticality."""
+    private = _KEYS[key]()
+    maker_key_id = maker.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = (
         x509.CertificateBuilder()
-        .subject_name(subject)
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, name)]))
         .issuer_name(maker.subject)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(maker.not_valid_before_utc)
-        .not_valid_after(min(_NO_END, maker.not_valid_after_utc))
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-                maker.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-            ),
-            critical=False,
-        )
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=True,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=False,
-                crl_sign=False,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
-        .sign(maker_key, hashes.SHA256())
+        .not_valid_before(starts or maker.not_valid_before_utc)
+        .not_valid_after(ends)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(maker_key_id), critical=False)
     )
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical)
     device = Device(name, folder / f"{name}.pem", folder / f"{name}.key")
-    device.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    device.certificate.write_bytes(builder.sign(maker_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     device.key.write_bytes(
         private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -102,7 +102,12 @@ CASES = [
     ),
     ("server", "rsa-3072", "", ["uri:https://a.example.com/1", "dns:a.example.com"]),
     ("grid", "ec-p256", "", [HARDWARE]),
-    ("full", "ed25519", "CN=é,DC=example,DC=com,UID=1", ["email:a@example.com", "dirname:CN=x,C=CH", "rid:1.3.6.1.4.1.1"]),
+    (
+        "full",
+        "ed25519",
+        "CN=é,DC=example,DC=com,UID=1",
+        ["email:a@example.com", "dirname:CN=x,C=CH", "rid:1.3.6.1.4.1.1"],
+    ),
     ("full", "ml-dsa-44", "CN=device-1", ["dns:a.example.com"]),
 ]
 ISSUER_TYPES = ["ec-p256", "ec-p384", "ec-p521", "rsa-2048", "ed25519", "ml-dsa-65"]

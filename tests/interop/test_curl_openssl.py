@@ -12,7 +12,9 @@ import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -226,6 +228,17 @@ def test_cacerts_take_a_credential_nobody_asked_for(curl: Curl) -> None:
     assert curl("cacerts", "--user", "someone:something").status == 200
 
 
+def test_heads_are_as_libest_reads_them(live: Live, curl: Curl, tmp_path: Path) -> None:
+    """libest compares header names by case, takes sixteen at most, and wants its media types at the value's start."""
+    device = live.device(NORTH)
+    enrolled = curl("simpleenroll", *of(device), *_PKCS10, body=some_csr(tmp_path, device.subject))
+    for answer in (enrolled, curl("cacerts"), curl("csrattrs"), curl("simpleenroll", *_PKCS10, body=b"x")):
+        names = [name for name, _ in answer.headers]
+        assert len(names) <= 16
+        for wanted in ("Content-Length", "Content-Type", "Content-Transfer-Encoding", "WWW-Authenticate"):
+            assert [name for name in names if name.lower() == wanted.lower()] in ([], [wanted])
+
+
 # --- TLS and HTTP versions (RFC 7030 §3.3, RFC 8996) -------------------------------------------------------------------
 
 
@@ -326,6 +339,14 @@ def test_enroll_with_a_code(live: Live, curl: Curl, tmp_path: Path, label: str |
     certificate = check_delivered(live, answer, label or NORTH)
     assert certificate.subject.rfc4514_string() == f"CN={device}"
     verify(live, tmp_path, certificate, label or NORTH)
+
+
+@pytest.mark.parametrize("kind", ["ec-p384", "ec-p521", "rsa-2048", "ed25519"])
+def test_idevids_of_every_key_type(live: Live, curl: Curl, tmp_path: Path, kind: str) -> None:
+    """The maker chose the IDevID's key long ago; the profile's rules are for the new one."""
+    device = live.device(NORTH, kind)
+    body = some_csr(tmp_path, device.subject)
+    check_delivered(live, curl("simpleenroll", *of(device), *_PKCS10, body=body), NORTH)
 
 
 def test_an_empty_subject_asks_for_the_devices_own(live: Live, curl: Curl, tmp_path: Path) -> None:
@@ -587,6 +608,61 @@ def test_the_neighbours_idevid(live: Live, curl: Curl, tmp_path: Path, operation
     device = live.device(SOUTH)
     answer = curl(operation, *of(device), *_PKCS10, label=NORTH, body=some_csr(tmp_path, device.subject))
     check_text(answer, 403, "certificate-untrusted")
+
+
+_NOW = datetime.now(UTC).replace(microsecond=0)
+_UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "expired": ({"starts": _NOW - timedelta(hours=2), "ends": _NOW - timedelta(hours=1)}, "certificate-expired"),
+    "not yet valid": ({"starts": _NOW + timedelta(days=3)}, "certificate-not-yet-valid"),
+    "a CA": ({"extensions": [(x509.BasicConstraints(True, None), True)]}, "certificate-unfit"),
+    "for servers": (
+        {"extensions": [(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False)]},
+        "certificate-unfit",
+    ),
+    "with a critical extension nobody knows": (
+        {"extensions": [(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4.5"), b"\x05\x00"), True)]},
+        "certificate-",
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_issued")
+@pytest.mark.parametrize("flaw", _UNFIT)
+def test_an_idevid_that_does_not_do(live: Live, curl: Curl, tmp_path: Path, flaw: str) -> None:
+    """TLS proves possession of the key; what the certificate is worth is said in words, not by an alert."""
+    properties, code = _UNFIT[flaw]
+    device = live.device(NORTH, **properties)
+    answer = curl("simpleenroll", *of(device), *_PKCS10, body=some_csr(tmp_path, device.subject))
+    check_text(answer, 403, code)
+
+
+@pytest.mark.usefixtures("nothing_issued")
+def test_the_makers_own_certificate_is_no_device(live: Live, curl: Curl, tmp_path: Path) -> None:
+    bootstrap = live.directory / "bootstrap" / NORTH
+    maker = with_certificate(bootstrap / "maker.pem", bootstrap / "maker.key")
+    answer = curl("simpleenroll", *maker, *_PKCS10, body=some_csr(tmp_path, "/"))
+    check_text(answer, 403, "certificate-unfit")
+
+
+def test_an_issued_certificate_does_not_enroll_again(live: Live, curl: Curl, tmp_path: Path) -> None:
+    """Azure IoT Edge renews that way; a profile may allow it (treat_as_reenroll), and by default none does."""
+    old = enroll(live, curl, tmp_path)
+    issued = live.issuances()
+    answer = curl("simpleenroll", *old.options, *_PKCS10, body=some_csr(tmp_path, old.subject))
+    check_text(answer, 403, "not-authorized")
+    assert live.issuances() == issued
+
+
+@pytest.mark.usefixtures("nothing_issued")
+def test_a_request_with_any_byte_changed(live: Live, curl: Curl, tmp_path: Path) -> None:
+    device = live.device(NORTH)
+    der = new_request(new_key(tmp_path / "key.pem", "rsa-2048"), device.subject)
+    for position in range(0, len(der), 17):
+        changed = bytearray(der)
+        changed[position] ^= 0x81
+        for body in (bytes(changed), der[:position], der + der[: position + 1]):
+            answer = curl("simpleenroll", *of(device), *_PKCS10, body=base64.b64encode(body))
+            assert answer.status == 400, (position, answer.body)
 
 
 @pytest.mark.usefixtures("nothing_issued")

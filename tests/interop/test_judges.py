@@ -224,3 +224,10 @@ def test_serials_dates_and_keys_are_as_they_should_be(worlds: dict[str, World]) 
             assert not usage.crl_sign
             constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
             assert not constraints.ca
+
+
+def test_nothing_that_was_sent_broke_anything(live: Live, worlds: dict[str, World]) -> None:
+    """No answer of the session was an internal error, nothing was raised past its handler, no intent is left open."""
+    assert live.metric("estd_requests_total", outcome="internal-error") == 0
+    assert "Traceback" not in live.log.read_text(encoding="utf-8", errors="replace")
+    assert not live.sql("SELECT * FROM unresolved_intent")

@@ -17,13 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-    pkcs7,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7
 from live_server import NORTH, SOUTH, Device, Live, make_device
 
 pytestmark = pytest.mark.interop
@@ -205,10 +199,7 @@ def test_a_foreign_idevid_in_the_company_of_the_right_ca(live: Live, fleet: Flee
 @pytest.mark.parametrize("says", ["maker", "issuer"])
 def test_a_ca_that_only_has_the_right_name(live: Live, fleet: Fleet, tmp_path: Path, says: str) -> None:
     """Same name, same key identifier in the certificate, another key."""
-    if says == "maker":
-        real = x509.load_pem_x509_certificate((live.directory / "bootstrap" / NORTH / "maker.pem").read_bytes())
-    else:
-        real = live.issuers(NORTH)[-1]
+    real = live.maker(NORTH)[0] if says == "maker" else live.issuers(NORTH)[-1]
     forger = ec.generate_private_key(ec.SECP256R1())
     forged = make_device(tmp_path, "forged", real, forger)
     watch = Watch(live, NORTH)
@@ -250,12 +241,9 @@ def test_twins_stay_apart(live: Live, fleet: Fleet, tmp_path: Path) -> None:
     subject = live.device(NORTH).x509.subject
     found = {}
     for label in (NORTH, SOUTH):
-        bootstrap = live.directory / "bootstrap" / label
-        maker = x509.load_pem_x509_certificate((bootstrap / "maker.pem").read_bytes())
-        maker_key = load_key(bootstrap / "maker.key")
         (tmp_path / label).mkdir()
         name = str(subject.get_attributes_for_oid(x509.NameOID.SERIAL_NUMBER)[0].value)
-        twin = make_device(tmp_path / label, name, maker, maker_key)
+        twin = make_device(tmp_path / label, name, *live.maker(label))
         found[label] = fleet.enroll(twin, label)
     read = {label: x509.load_pem_x509_certificate(files[0].read_bytes()) for label, files in found.items()}
     assert read[NORTH].subject == read[SOUTH].subject
@@ -264,12 +252,6 @@ def test_twins_stay_apart(live: Live, fleet: Fleet, tmp_path: Path) -> None:
     answer = fleet.connect(*found[SOUTH]).post(NORTH, "simplereenroll", new_request(subject))
     assert answer.status == 403
     watch.expect_one_refusal("simplereenroll", "certificate-untrusted", identity_of(found[SOUTH][0]))
-
-
-def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = load_pem_private_key(path.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key
 
 
 # --- enrollment codes --------------------------------------------------------------------------------------------------
