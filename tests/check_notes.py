@@ -361,10 +361,10 @@ def _has_code(text: str) -> bool:
             continue
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
-        if isinstance(node, ast.Assign) and any(
-            isinstance(one, ast.Name) and one.id == "__all__" for one in node.targets
+        if isinstance(node, ast.Assign) and all(
+            isinstance(one, ast.Name) and one.id.startswith("__") for one in node.targets
         ):
-            continue
+            continue  # __all__, __version__
         return True
     return False
 

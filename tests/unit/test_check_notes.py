@@ -29,7 +29,7 @@ OTHERS = """# Others
 def tree(tmp_path: Path) -> Path:
     """A tree in which everything fits."""
     for path, text in {
-        "estd/__init__.py": '"""estd."""\n\n__all__ = ["ra"]\n',
+        "estd/__init__.py": '"""estd."""\n\n__version__ = "1"\n__all__ = ["ra"]\n',
         "estd/__main__.py": "import estd\n",
         "estd/ra/__init__.py": '"""Who may."""\n\nfrom estd.ra import admission\n',
         "estd/ra/admission.py": '"""RFC 7030 §4.2, §6."""\n\n\nclass Admission:\n    async def admit(self) -> None:\n'
