@@ -80,16 +80,18 @@ class Child:
     async def stop(self) -> None:
         """Ask the process to finish what it has in hand, and wait for it; kill it if it takes far too long."""
         self._stopping.set()
-        process = self._process
-        if process is not None and process.returncode is None:
-            _signal(process, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), _KILL_AFTER_SECONDS)
-            except TimeoutError:
-                _log.error("child did not stop and is killed", extra={"child": self.name, "pid": process.pid})
-                _signal(process, signal.SIGKILL)
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        self._end(signal.SIGTERM)
+        done, _ = await asyncio.wait({self._task}, timeout=_KILL_AFTER_SECONDS)
+        if not done:
+            _log.error("child did not stop and is killed", extra={"child": self.name, "pid": self.pid})
+            self._end(signal.SIGKILL)
+        await self._task
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            _signal(self._process, number)
 
     async def _run(self) -> None:
         pause = 0.0
@@ -119,10 +121,15 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env={**os.environ, **self._environment},
+                # Out of the terminal's and of a service manager's process group: what a signal means is decided by
+                # the supervisor alone, and the signers have to outlive the workers.
+                start_new_session=True,
             )
         finally:
             theirs.close()
         process = self._process
+        if self._stopping.is_set():
+            self._end(signal.SIGTERM)  # `stop` came while it was being started and could not reach it
         greeting = asyncio.get_running_loop().create_task(self._greet(ours))
         exited = asyncio.get_running_loop().create_task(process.wait())
         await asyncio.wait({greeting, exited}, return_when=asyncio.FIRST_COMPLETED)

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 _GROUP_SIZE: Final = 64
-_GROUPS_AT_ONCE: Final = 2
+_GROUPS_AT_ONCE: Final = 1
 _WAITING_AT_MOST: Final = 2000
 _DEADLINE_SECONDS: Final = 15.0
 _STORE_ATTEMPTS: Final = 3
@@ -136,7 +136,7 @@ class Enrollment:
         """
         answer = await self._resume(intent)
         if isinstance(answer, bytes):
-            await self._record([_write_issued(intent, answer, self._clock(), "", "")])
+            await self._record([_write_settled(intent, answer, self._clock())])
             return answer
         closing = Closing.VOID if answer is Verdict.NEVER_SIGNED else Closing.ORPHAN
         await self._store.close_intent(intent.issuer_id, intent.serial, closing)
@@ -193,10 +193,10 @@ class Enrollment:
         started = asyncio.get_running_loop().time()
         outcomes = await self._insist(lambda: self._store.reserve_intents(intents))
         self._observe("reserve_seconds", asyncio.get_running_loop().time() - started)
-        mine: list[tuple[_Waiting, Intent]] = []
-        for (waiting, _), intent, outcome in zip(prepared, intents, outcomes, strict=True):
+        mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
+        for (waiting, item), intent, outcome in zip(prepared, intents, outcomes, strict=True):
             if outcome is Outcome.RESERVED:
-                mine.append((waiting, intent))
+                mine.append((waiting, intent, item))
             elif outcome is Outcome.EXISTS:
                 self._follow(waiting, self._answer_again(waiting.order))
             else:
@@ -226,24 +226,23 @@ class Enrollment:
                 prepared.append((waiting, result))
         return journal, prepared
 
-    async def _sign(self, journal: str, mine: list[tuple[_Waiting, Intent]]) -> None:
+    async def _sign(self, journal: str, mine: list[tuple[_Waiting, Intent, PreparedItem]]) -> None:
         started = asyncio.get_running_loop().time()
         try:
             sealed: Sequence[bytes | RefusedItem] = await self._signers.seal(
-                journal, [SealItem(intent.issuer_id, intent.serial) for _, intent in mine]
+                journal, [SealItem(item.issuer_id, item.serial) for _, _, item in mine]
             )
         except Unavailable:
             # The signer may have died before, while or after it signed: its journal will tell.
-            for waiting, intent in mine:
+            for waiting, intent, _ in mine:
                 self._follow(waiting, self._settle_or_start_over(intent))
             return
         self._observe("seal_seconds", asyncio.get_running_loop().time() - started)
         now = self._clock()
         done: list[tuple[_Waiting, bytes, Issued]] = []
-        for (waiting, intent), result in zip(mine, sealed, strict=True):
+        for (waiting, intent, item), result in zip(mine, sealed, strict=True):
             if isinstance(result, bytes):
-                order = waiting.order
-                done.append((waiting, result, _write_issued(intent, result, now, order.address, order.request_id)))
+                done.append((waiting, result, _write_issued(waiting.order, intent, item, result, now)))
             else:
                 self._follow(waiting, self._settle_or_start_over(intent))
         if not done:
@@ -357,7 +356,20 @@ def _write_intent(order: Order, item: PreparedItem, journal: str, now: datetime)
     )
 
 
-def _write_issued(intent: Intent, certificate: bytes, now: datetime, address: str, request_id: str) -> Issued:
+def _write_issued(order: Order, intent: Intent, item: PreparedItem, certificate: bytes, now: datetime) -> Issued:
+    return Issued(
+        issuer_id=intent.issuer_id,
+        serial=intent.serial,
+        certificate=certificate,
+        not_before=item.not_before,
+        not_after=item.not_after,
+        issued_at=now,
+        event=_write_event(intent, now, order.ecosystem, order.address, order.request_id),
+    )
+
+
+def _write_settled(intent: Intent, certificate: bytes, now: datetime) -> Issued:
+    """As `_write_issued`, when all that is left of the request is its intent."""
     parsed = x509.load_der_x509_certificate(certificate)
     return Issued(
         issuer_id=intent.issuer_id,
@@ -366,18 +378,23 @@ def _write_issued(intent: Intent, certificate: bytes, now: datetime, address: st
         not_before=parsed.not_valid_before_utc,
         not_after=parsed.not_valid_after_utc,
         issued_at=now,
-        event=Event(
-            at=now,
-            kind=f"est.{intent.operation}",
-            outcome="granted",
-            ecosystem_id=intent.ecosystem_id,
-            identity=intent.identity,
-            address=address,
-            request_id=request_id,
-            issuer_id=intent.issuer_id,
-            serial=intent.serial.hex(),
-            extra={"device": intent.device, "profile": intent.profile},
-        ),
+        event=_write_event(intent, now, None, "", ""),
+    )
+
+
+def _write_event(intent: Intent, now: datetime, ecosystem: str | None, address: str, request_id: str) -> Event:
+    return Event(
+        at=now,
+        kind=f"est.{intent.operation}",
+        outcome="granted",
+        ecosystem=ecosystem,
+        ecosystem_id=intent.ecosystem_id,
+        identity=intent.identity,
+        address=address,
+        request_id=request_id,
+        issuer_id=intent.issuer_id,
+        serial=intent.serial.hex(),
+        extra={"device": intent.device, "profile": intent.profile},
     )
 
 
