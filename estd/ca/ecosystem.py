@@ -19,7 +19,8 @@ from typing import Any, Final
 from estd.ca.certificates import ReadFile, read_anchor, write_pem
 from estd.ca.document import Problems, Table, suggest
 from estd.ca.hierarchy import NAME, IssuerSpec, read_issuers, write_issuer
-from estd.ca.profile import Profile, read_profile, write_profile
+from estd.ca.profile import Profile, write_profile
+from estd.ca.profile_reader import read_profile
 from estd.ca.validity import outlasts
 from estd.ca.vocabulary import OPERATION_NAMES, name_attribute_type
 from estd.wire.oids import OIDS

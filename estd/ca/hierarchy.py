@@ -17,8 +17,8 @@ from typing import Any, Final
 from estd.ca.certificates import ImportedIssuer, ReadFile, is_signed_by, read_import, write_pem
 from estd.ca.constraints import NameConstraints, write_subtree
 from estd.ca.document import INFINITE, Problems, Table, suggest
-from estd.ca.profile import KEY_ID_METHODS, read_validity_key
-from estd.ca.validity import Validity, outlasts, write_validity
+from estd.ca.profile import KEY_ID_METHODS
+from estd.ca.validity import Validity, outlasts, read_validity_key, write_validity
 from estd.errors import Refused
 from estd.keys.software import SoftwareKey
 from estd.names import EMPTY_NAME, read_name, write_name, write_rdns

@@ -22,7 +22,8 @@ from estd.ca.authority import Authority, read_authority
 from estd.ca.document import INFINITE
 from estd.ca.hierarchy import IssuerSpec
 from estd.ca.keyrules import check_key
-from estd.ca.lint import Finding, Linter
+from estd.ca.lint.findings import Finding
+from estd.ca.lint.linter import Linter
 from estd.ca.namerules import check_san, check_subject
 from estd.ca.profile import SERIAL_MIN_BYTES, Profile
 from estd.ca.requested import check_requested

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from estd.ca.document import INFINITE, read_duration, write_duration
+from estd.ca.document import INFINITE, Table, read_duration, write_duration
 from estd.errors import Code, Unavailable
 
 ALIGNMENTS: Final[tuple[str, ...]] = ("clamp", "issuer", "refuse")
@@ -45,6 +45,17 @@ def read_validity(text: str) -> Validity | None:
         return Validity(None, until.replace(tzinfo=UTC))
     duration = read_duration(text)
     return Validity(duration, None) if duration else None
+
+
+def read_validity_key(table: Table, default: str) -> Validity:
+    """The ``validity`` key of a profile or an issuer."""
+    text = table.text("validity", default)
+    validity = read_validity(text)
+    if validity is None:
+        table.complain("validity", f"{text!r} is not a validity", VALIDITY_REMEDY)
+        validity = read_validity(default)
+        assert validity is not None
+    return validity
 
 
 def write_validity(validity: Validity) -> str:

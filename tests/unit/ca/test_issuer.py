@@ -14,8 +14,9 @@ from hypothesis import strategies as some
 from estd.ca.authority import read_authority
 from estd.ca.document import Problems
 from estd.ca.issuer import RANDOM_BYTES, Approved, Issuer, decide_serial, issue_authority
-from estd.ca.lint import Linter
-from estd.ca.profile import Profile, read_profile
+from estd.ca.lint.linter import Linter
+from estd.ca.profile import Profile
+from estd.ca.profile_reader import read_profile
 from estd.ca.vocabulary import NOT_FOR_KEY, key_family
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.keys.software import SoftwareKey, generate

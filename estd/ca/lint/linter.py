@@ -14,58 +14,20 @@ Must not import `estd.wire.der`, `estd.ca.template` or anything of the floors ab
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from estd.ca.constraints import NameConstraints, find_violation, read_name_constraints
-from estd.ca.lint_parts import (
-    AIA,
-    AKI,
-    BC,
-    CDP,
-    CP,
-    EKU,
-    FINDINGS,
-    KU,
-    NC,
-    SAN,
-    SKI,
-    Judged,
-    Key,
-    Malformed,
-    dotted,
-    element,
-    follows_from_key,
-    judge_extension,
-    judge_name,
-    only,
-    read_key,
-    read_time,
-)
+from estd.ca.constraints import find_violation
+from estd.ca.lint.extensions import AIA, AKI, BC, CDP, CP, EKU, KU, NC, SAN, SKI, Judged, judge_extension
+from estd.ca.lint.findings import Finding
+from estd.ca.lint.issuing import read_issuing_certificate
+from estd.ca.lint.keys import Key, follows_from_key, read_key
+from estd.ca.lint.names import judge_name
+from estd.ca.lint.walk import Malformed, dotted, element, expect, read_time
 from estd.ca.profile import Profile
 from estd.ca.vocabulary import NOT_FOR_KEY, USAGES_FOR_PURPOSE
-from estd.errors import Broken, Refused
+from estd.errors import Refused
 from estd.wire.oids import NAMES
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing wrong with a certificate. `code` is a key of `estd.ca.lint_parts.FINDINGS`."""
-
-    code: str
-
-    @property
-    def clause(self) -> str | None:
-        """The clause that is broken, spelled ``RFC 5280 §4.2.1.6``; None for a rule of the profile."""
-        standard, _, rest = self.code.partition(".")
-        section = rest.rpartition(".")[0]
-        if standard.startswith("rfc"):
-            return f"RFC {standard[3:]} §{section.upper()}"
-        return f"X.690 §{section}" if standard == "x690" else None
-
-    def __str__(self) -> str:
-        return f"{self.code}: {FINDINGS[self.code]}"
 
 
 class Linter:
@@ -81,13 +43,13 @@ class Linter:
     def __init__(
         self, issuer: bytes | None, profile: Profile | None, above: Sequence[bytes] = (), signature_max_bytes: int = 0
     ) -> None:
-        self._issuer = None if issuer is None else _read_issuer(issuer)
+        self._issuer = None if issuer is None else read_issuing_certificate(issuer)
         self._profile = profile
         self._extras: Mapping[str, tuple[bool, bytes]] = (
             {} if profile is None else {extra.oid: (extra.critical, extra.value) for extra in profile.extensions}
         )
         self._expected = _CA_EXPECTS if profile is None else _decide_expected(profile)
-        authorities = () if self._issuer is None else (self._issuer, *(_read_issuer(der) for der in above))
+        authorities = () if self._issuer is None else (self._issuer, *(read_issuing_certificate(der) for der in above))
         self._constraints = [one.name_constraints for one in authorities if one.name_constraints is not None]
         self._signature_max_bytes = signature_max_bytes
         # The extensions that come before subjectKeyIdentifier and subjectAltName, as last seen, and the verdict on them.
@@ -106,7 +68,7 @@ class Linter:
 
     def _lint(self, tbs: bytes) -> list[str]:
         end = len(tbs)
-        at, stop = _expect(tbs, 0, end, 0x30)
+        at, stop = expect(tbs, 0, end, 0x30)
         if stop != end:
             raise Malformed
         found: list[str] = []
@@ -115,13 +77,13 @@ class Linter:
             at = after
         if tag != 0xA0 or tbs[start:after] != b"\x02\x01\x02":
             found.append("rfc5280.4.1.2.1.version_not_3")
-        start, serial_end = _expect(tbs, at, end, 0x02)
+        start, serial_end = expect(tbs, at, end, 0x02)
         self._judge_serial(tbs[start:serial_end], found)
-        _, algorithm_end = _expect(tbs, serial_end, end, 0x30)
-        issuer_start, issuer_end = _expect(tbs, algorithm_end, end, 0x30)
-        validity_start, validity_end = _expect(tbs, issuer_end, end, 0x30)
-        subject_start, subject_end = _expect(tbs, validity_end, end, 0x30)
-        _, spki_end = _expect(tbs, subject_end, end, 0x30)
+        _, algorithm_end = expect(tbs, serial_end, end, 0x30)
+        issuer_start, issuer_end = expect(tbs, algorithm_end, end, 0x30)
+        validity_start, validity_end = expect(tbs, issuer_end, end, 0x30)
+        subject_start, subject_end = expect(tbs, validity_end, end, 0x30)
+        _, spki_end = expect(tbs, subject_end, end, 0x30)
         issuer, subject, spki = tbs[algorithm_end:issuer_end], tbs[validity_end:subject_end], tbs[subject_end:spki_end]
 
         key = read_key(spki)
@@ -189,8 +151,8 @@ class Linter:
         if at == end:
             found.append("rfc5280.4.1.2.9.extensions_missing")
             return {}
-        start, stop = _expect(tbs, at, end, 0xA3)
-        first, after = _expect(tbs, start, stop, 0x30)
+        start, stop = expect(tbs, at, end, 0xA3)
+        first, after = expect(tbs, start, stop, 0x30)
         if stop != end or after != end:
             raise Malformed
         if first == end:
@@ -341,38 +303,11 @@ _VERIFIERS_KNOW: Final = frozenset({KU, SAN, BC, EKU, CP, NC})
 _CA_EXPECTS: Final[Mapping[bytes, bool | None]] = dict.fromkeys((BC, KU, SKI, AKI, NC, CDP, AIA))
 
 
-@dataclass(frozen=True, slots=True)
-class _Issuer:
-    """What the issuing certificate says, read by this module."""
-
-    subject: bytes
-    key: Key
-    key_id: bytes | None
-    starts: datetime
-    ends: datetime
-    path_length: int | None
-    name_constraints: NameConstraints | None
-
-
-def _expect(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
-    """Contents of the element at `at`, which must have that identifier octet."""
-    start = at + 2
-    if start > end or data[at] != tag:
-        raise Malformed
-    if data[at + 1] >= 0x80:
-        _, start, stop = element(data, at, end)
-        return start, stop
-    stop = start + data[at + 1]
-    if stop > end:
-        raise Malformed
-    return start, stop
-
-
 def _judge_extensions(data: bytes, at: int, end: int, extensions: dict[bytes, Judged], found: list[str]) -> int:
     """Judge the extensions in a range; where the first of those stands that differ in each certificate."""
     run_end = -1
     while at < end:
-        _, after = _expect(data, at, end, 0x30)
+        _, after = expect(data, at, end, 0x30)
         judged = judge_extension(data[at:after])
         if judged.oid in extensions:
             found.append("rfc5280.4.2.extension_repeated")
@@ -382,45 +317,6 @@ def _judge_extensions(data: bytes, at: int, end: int, extensions: dict[bytes, Ju
         extensions[judged.oid] = judged
         at = after
     return end if run_end < 0 else run_end
-
-
-def _read_issuer(certificate: bytes) -> _Issuer:
-    start, end = only(certificate, 0x30)
-    tbs_start, tbs_end = _expect(certificate, start, end, 0x30)
-    at = tbs_start
-    parts: list[tuple[int, int, int, int]] = []
-    while at < tbs_end:
-        tag, inner, after = element(certificate, at, tbs_end)
-        parts.append((tag, at, inner, after))
-        at = after
-    # [0] version, serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, …, [3] extensions
-    _, _, validity, validity_end = parts[4]
-    subject, subject_end = parts[5][1], parts[5][3]
-    key = read_key(certificate[parts[6][1] : parts[6][3]])
-    tag, inner, middle = element(certificate, validity, validity_end)
-    starts, _ = read_time(tag, certificate[inner:middle])
-    tag, inner, last = element(certificate, middle, validity_end)
-    ends, _ = read_time(tag, certificate[inner:last])
-    if key is None or starts is None or ends is None or parts[-1][0] != 0xA3:
-        raise Broken("an issuer's certificate cannot be read")
-    extensions = {}
-    inner, stop = only(certificate[parts[-1][2] : parts[-1][3]], 0x30)
-    block = certificate[parts[-1][2] : parts[-1][3]]
-    while inner < stop:
-        _, _, after = element(block, inner, stop)
-        judged = judge_extension(block[inner:after])
-        extensions[judged.oid] = judged
-        inner = after
-    names = extensions.get(NC)
-    return _Issuer(
-        subject=certificate[subject:subject_end],
-        key=key,
-        key_id=extensions[SKI].key_id if SKI in extensions else None,
-        starts=starts,
-        ends=ends,
-        path_length=extensions[BC].path_length if BC in extensions else None,
-        name_constraints=None if names is None else read_name_constraints(names.value),
-    )
 
 
 def _decide_expected(profile: Profile) -> dict[bytes, bool | None]:

@@ -1,25 +1,14 @@
-"""The linter's own reading of DER, times, keys and identifiers."""
+"""The linter's own walk through DER, against the other one."""
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from estd.ca import lint_parts
-from estd.ca.lint_parts import (
-    Malformed,
-    check_nested,
-    dotted,
-    element,
-    follows_from_key,
-    judge_extension,
-    only,
-    read_time,
-)
+from estd.ca.lint.walk import Malformed, check_nested, dotted, element, only, read_time
 from estd.errors import Refused
 from estd.wire import der
 
@@ -90,34 +79,3 @@ def test_nesting_has_an_end(depth: int) -> None:
     else:
         with pytest.raises(Malformed):
             check_nested(value)
-
-
-def test_key_identifiers_follow_from_the_key() -> None:
-    octets = b"\x04" + bytes(64)
-    sha1 = hashlib.sha1(octets).digest()
-    assert follows_from_key(sha1, octets)
-    assert follows_from_key(hashlib.sha256(octets).digest()[:20], octets)
-    assert follows_from_key(bytes.fromhex("4" + sha1.hex()[-15:]), octets)
-    for wrong in (b"", bytes(8), bytes(20), sha1[:8], hashlib.sha256(octets).digest()):
-        assert not follows_from_key(wrong, octets)
-
-
-def test_every_code_that_is_reported_is_described() -> None:
-    import inspect
-    import re
-
-    from estd.ca import lint
-
-    source = inspect.getsource(lint) + inspect.getsource(lint_parts)
-    reported = set(re.findall(r'"((?:rfc[0-9]+|x690|estd)\.[a-z0-9_.]+)"', source))
-    assert reported == lint_parts.FINDINGS.keys()
-
-
-def test_an_extension_is_an_extension() -> None:
-    good = der.sequence(der.oid("1.2.3"), der.boolean(True), der.octet_string(der.NULL))
-    assert judge_extension(good).critical is True
-    for cut in range(len(good)):
-        with pytest.raises(Malformed):
-            judge_extension(good[:cut])
-    with pytest.raises(Malformed):
-        judge_extension(good + b"\0")

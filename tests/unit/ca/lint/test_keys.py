@@ -1,0 +1,31 @@
+"""Public keys and what follows from them; malformed ones are vectors of ``test_linter.py``."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from estd.ca.lint.keys import follows_from_key, read_key
+from estd.keys.software import generate
+from estd.wire.spki import KEY_TYPES, read_spki
+
+
+@pytest.mark.parametrize("key_type", KEY_TYPES)
+def test_every_type_of_key_is_read(key_type: str) -> None:
+    made = generate(key_type)
+    key = read_key(made.spki)
+    assert key is not None
+    assert key_type.startswith(key.family)
+    assert key.octets == read_spki(made.spki)[1]
+    assert made.algorithm.identifier in key.signs_with
+
+
+def test_key_identifiers_follow_from_the_key() -> None:
+    octets = b"\x04" + bytes(64)
+    sha1 = hashlib.sha1(octets).digest()
+    assert follows_from_key(sha1, octets)
+    assert follows_from_key(hashlib.sha256(octets).digest()[:20], octets)
+    assert follows_from_key(bytes.fromhex("4" + sha1.hex()[-15:]), octets)
+    for wrong in (b"", bytes(8), bytes(20), sha1[:8], hashlib.sha256(octets).digest()):
+        assert not follows_from_key(wrong, octets)
