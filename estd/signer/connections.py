@@ -115,6 +115,6 @@ def read_peer(end: socket.socket) -> tuple[int, int]:
 
 
 _CREDENTIALS: Final = struct.Struct("3i")
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 64 * 1024
 _INBOX_MAX: Final = 32
 _OUTGOING_MAX_BYTES: Final = 8 * 1024 * 1024

@@ -63,7 +63,7 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 INDEX_ENTRIES: Final = 200_000
 """How many of the most recent entries `Journal.find` knows at least (at most twice as many)."""
 BLOCK_ENTRIES: Final = 64
-"""How many entries share a block."""
+"""How many entries or results share a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +206,22 @@ class Journal:
             Unavailable: there is no room; nothing was recorded.
             Broken: the journal failed.
         """
-        sequence = self._append([(Kind.RESULTS, write_results(results))], now)
-        for result in results:
-            self._index.add_result(index_key(result.issuer_id, result.serial), sequence)
+        bodies = [
+            (Kind.RESULTS, write_results(results[at : at + BLOCK_ENTRIES]))
+            for at in range(0, len(results), BLOCK_ENTRIES)
+        ]
+        first = self._append(bodies, now)
+        for at, result in enumerate(results):
+            self._index.add_result(index_key(result.issuer_id, result.serial), first + at // BLOCK_ENTRIES)
+
+    def flush(self) -> None:
+        """Make results durable that no entry behind them has made durable yet.
+
+        Raises:
+            Broken: the journal failed.
+        """
+        if not self._failed and self._durable.sequence != self._sequence:
+            self._flush()
 
     def find(self, issuer_id: int, serial: bytes) -> Found | None:
         """What the journal holds of a serial, if it is among the most recent.
@@ -340,11 +353,10 @@ class Journal:
             os.ftruncate(self._fd, self._end)
             self._allocated = self._end
             os.fsync(self._fd)
+            self.flush()
+            os.fsync(self._head_fd)
         except OSError as error:
             raise self._fail("flushed", error) from error
-        if self._durable.sequence != self._sequence:
-            self._flush()
-        os.fsync(self._head_fd)
         self._begin_segment(self._segment + 1, now)
 
     def _begin_segment(self, number: int, now: datetime) -> None:

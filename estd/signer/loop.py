@@ -299,7 +299,7 @@ class Loop:
 
     def _keep_house(self, at: float) -> None:
         self._kept_house_at = at
-        self._service.expire(at)
+        self._service.keep_house(at)
         for connection in list(self._connections.values()):
             if connection.is_stalled(at, self._settings.stall_seconds):
                 self._cut(connection, "it did not move")

@@ -241,8 +241,13 @@ class Signer(Generic[_Approved]):
             },
         )
 
-    def expire(self, at: float) -> None:
-        """Forget what was prepared too long ago, and versions replaced long enough ago."""
+    def keep_house(self, at: float) -> None:
+        """Forget what was prepared too long ago, and versions replaced long enough ago; flush results left over.
+
+        Raises:
+            Broken: the journal failed; the process must end.
+        """
+        self.journal.flush()
         while self._prepared:
             key, held = next(iter(self._prepared.items()))
             if held[0] > at:

@@ -62,6 +62,18 @@ def test_results_are_found_with_their_entries(journal: Journal):
     assert journal.find(7, entry(2).serial).certificate == b"certificate"
 
 
+def test_results_become_durable_with_the_next_entries_or_a_flush(journal: Journal):
+    journal.record_entries([entry(number) for number in range(200)], NOW)
+    mark, flushes = journal.mark, journal.counters.flushes
+    journal.record_results([Result(7, entry(number).serial, b"certificate %d" % number) for number in range(200)], NOW)
+    assert (journal.mark, journal.counters.flushes) == (mark, flushes)
+    journal.flush()
+    assert journal.mark != mark
+    journal.flush()
+    assert journal.counters.flushes == flushes + 1
+    assert all(journal.find(7, entry(number).serial).certificate == b"certificate %d" % number for number in range(200))
+
+
 @pytest.mark.parametrize("in_order", [True, False])
 def test_it_is_all_there_after_opening_again(directory: Path, tmp_path: Path, in_order: bool):
     journal = Journal.open(directory, 3, NOW)

@@ -265,9 +265,9 @@ def test_what_is_prepared_is_bounded_in_number_and_time(make: Any, harness: Modu
     second = prepare(signer, harness, 3, 4, at=130.0)
     assert isinstance(second.items[0], PreparedItem)
     assert second.items[1].code is Code.OVERLOADED
-    signer.expire(159.9)
+    signer.keep_house(159.9)
     assert signer.prepared == 3
-    signer.expire(160.0)
+    signer.keep_house(160.0)
     assert signer.prepared == 1
     (sealed,) = signer.seal([Seal(1, seals(*first.items, second.items[0]))], NOW)
     assert [isinstance(item, bytes) for item in sealed.items] == [False, False, True]
