@@ -37,15 +37,15 @@ class Config:
     tls_key: Path | None = None
     default_ecosystem: str | None = None
     workers: int = 0
-    """0: one per core."""
+    """0: three for every four cores, so that groups stay large and the signers and the database have room."""
     signers: int = 0
-    """0: one per four cores, at least two, so that one is there while the other restarts."""
+    """0: one for every four cores, at least two, so that one is there while the other restarts."""
     log_level: str = "info"
 
     @property
     def worker_count(self) -> int:
         """How many web workers to run."""
-        return self.workers or max(1, os.cpu_count() or 1)
+        return self.workers or max(1, (os.cpu_count() or 1) * 3 // 4)
 
     @property
     def signer_count(self) -> int:
