@@ -1,4 +1,4 @@
-"""Public keys as the linter judges them: RFC 3279 §2.3.1, RFC 5480 §2, RFC 8410 §4, RFC 9881 §4."""
+"""Public keys as the linter judges them: RFC 3279 §2.3.1, RFC 5480 §2, RFC 8410 §4, RFC 9881 §2."""
 
 from __future__ import annotations
 
