@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from estd.errors import Broken
+from estd.errors import Broken, Code, Refused
 from estd.keys.contract import ALGORITHMS, Algorithm
+from estd.wire import der
 from estd.wire.spki import key_type
 
 
@@ -56,7 +58,7 @@ def read_authority(
         raise Broken("an issuer's certificate is not a CA certificate")
     return Authority(
         certificate=certificate,
-        subject=parsed.subject.public_bytes(),
+        subject=read_subject(certificate),
         spki=spki,
         key_type=key_type(spki),
         key_id=key_id,
@@ -67,3 +69,22 @@ def read_authority(
         ocsp_url=ocsp_url,
         ca_issuers_url=ca_issuers_url,
     )
+
+
+def read_subject(certificate: bytes) -> bytes:
+    """The subject of a certificate, octet by octet as it stands there: another library might write it another way.
+
+    Raises:
+        Refused: not a certificate in strict DER.
+    """
+    start, stop = der.read_whole(certificate, der.SEQUENCE)
+    start, stop = der.read_tagged(certificate, start, stop, der.SEQUENCE)
+    # [0] version, serialNumber, signature, issuer, validity, subject: every CA certificate is of version 3.
+    members = der.read_members(certificate, start, stop)
+    if len(members) <= _SUBJECT_AT:
+        raise Refused(Code.MALFORMED_REQUEST, "a certificate has no subject", "RFC 5280 §4.1")
+    _, at, _, end = members[_SUBJECT_AT]
+    return certificate[at:end]
+
+
+_SUBJECT_AT: Final = 5

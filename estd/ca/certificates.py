@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estd.ca.authority import read_subject
 from estd.ca.document import Table
 from estd.errors import Invalid, Refused
 from estd.keys.software import SoftwareKey, read_private_key
@@ -151,13 +152,15 @@ def _check_import(table: Table, certificate: x509.Certificate) -> ImportedIssuer
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
         path_length = extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
         signs_as = _key_type(certificate)
+        der = certificate.public_bytes(Encoding.DER)
+        subject = read_subject(der)
     except x509.ExtensionNotFound as missing:
         # RFC 5280 §4.2.1.2 and §4.2.1.3: a conforming CA certificate has both.
         table.complain(
             "certificate", f"has no {NAMES[missing.oid.dotted_string]}", "Have the CA certificate reissued with it."
         )
         return None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, Refused):
         table.complain("certificate", "has extensions or a key that cannot be read", "Give a valid CA certificate.")
         return None
     if not usage.key_cert_sign:
@@ -165,11 +168,10 @@ def _check_import(table: Table, certificate: x509.Certificate) -> ImportedIssuer
     if signs_as is None:
         table.complain("certificate", "has a key of a type that does not sign here", "Use a supported key type.")
         return None
-    der = certificate.public_bytes(Encoding.DER)
     return ImportedIssuer(
         certificate=der,
         key_type=signs_as,
-        subject=certificate.subject.public_bytes(),
+        subject=subject,
         path_length=path_length,
         starts=certificate.not_valid_before_utc,
         ends=certificate.not_valid_after_utc,

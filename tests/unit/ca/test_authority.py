@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estd.ca.authority import read_authority
-from estd.errors import Broken
+from estd.ca.authority import read_authority, read_subject
+from estd.errors import Broken, Refused
 from estd.names import read_name
 
 
@@ -41,3 +41,17 @@ def test_what_is_no_authority(without: str) -> None:
         builder = builder.add_extension(x509.BasicConstraints(without != "ca", None), True)
     with pytest.raises(Broken):
         read_authority(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def test_the_subject_is_copied_octet_by_octet(hierarchy: Any) -> None:
+    certificate = hierarchy.devices.certificate
+    assert read_subject(certificate) == x509.load_der_x509_certificate(certificate).subject.public_bytes()
+    # A string type that no library of ours would choose stays as it is (RFC 5280 §4.1.2.4).
+    odd = certificate.replace(b"\x0c\x0dplant devices", b"\x14\x0dplant devices")
+    assert read_subject(odd) == hierarchy.devices.subject.replace(b"\x0c\x0d", b"\x14\x0d")
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x30\x00", b"\x30\x02\x30\x00"])
+def test_what_is_no_certificate_has_no_subject(octets: bytes) -> None:
+    with pytest.raises(Refused):
+        read_subject(octets)
