@@ -34,15 +34,15 @@ async def check_server(config: Config) -> dict[str, Any]:
     problems += _check_tls(config)
     running = is_running(config)
     if not running:
-        problems += _try_port("listen", config.address, config.port)
-        problems += _try_port("ops", config.ops_address, config.ops_port)
+        problems += _try_ports(config)
     if problems:
         raise Invalid(problems)
     facts: dict[str, Any] = {
         "listen": f"{config.address} port {config.port}",
         "ops": f"{config.ops_address} port {config.ops_port}",
-        "processes": f"{config.worker_count} workers, {config.signer_count} signers",
-        "running": "yes" if running else "no",
+        "workers": config.worker_count,
+        "signers": config.signer_count,
+        "running": running,
     }
     if config.database_url is None and not (config.data_directory / "postgres").exists():
         return {**facts, "database": _MAKES_DATABASE, "ecosystems": []}
@@ -50,6 +50,20 @@ async def check_server(config: Config) -> dict[str, Any]:
         labels = sorted(record.label for record in await store.find_ecosystems() if record.label != INTERNAL_LABEL)
     database = "the private PostgreSQL answers" if config.database_url is None else "answers"
     return {**facts, "database": database, "ecosystems": labels}
+
+
+def check_room(config: Config) -> None:
+    """Whether a server with these settings could start beside what runs here; tried before anything else is.
+
+    Raises:
+        Invalid: its data directory or a port is taken.
+    """
+    if is_running(config):
+        remedy = "Stop that one, or give this one a directory of its own."
+        raise Invalid([Problem(str(config.data_directory), "is in use by a running estd", remedy)])
+    problems = _try_ports(config)
+    if problems:
+        raise Invalid(problems)
 
 
 def is_running(config: Config) -> bool:
@@ -84,6 +98,11 @@ def _check_tls(config: Config) -> list[Problem]:
     if key.public_key() != certificate.public_key():
         return [Problem("tls", "names a key that is not the certificate's", "Name the files that belong together.")]
     return []
+
+
+def _try_ports(config: Config) -> list[Problem]:
+    listen = _try_port("listen:", config.address, config.port)
+    return listen + _try_port("ops:", config.ops_address, config.ops_port)
 
 
 def _try_port(where: str, address: str, port: int) -> list[Problem]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from estd.app.access import find_user, open_store
 from estd.app.apply import apply_document
+from estd.app.checking import check_room
 from estd.app.playground import (
     CODES_EACH,
     DEFAULT_ADDRESS,
@@ -85,6 +86,7 @@ async def run(
         _now(),
     )
     config = _choose_settings(place, address, port, ops_port)
+    check_room(config)
     tell("Starting the database" if (place.data / "postgres").exists() else "Making the database")
     async with open_store(config) as store:
         code = await prepare(place, config, store, tell)
@@ -100,7 +102,7 @@ async def run(
         try:
             await serve(config, place.settings, note)
         finally:
-            remove_run_file(place)
+            remove_run_file(place, os.getpid())
 
 
 def describe(running: Running) -> dict[str, Any]:

@@ -6,15 +6,14 @@ Must be called in the main thread: signals are handled here while the server sta
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from estd.app.checking import check_room
 from estd.app.logs import set_up_logs
 from estd.app.supervisor import Supervisor
 from estd.config import Config, read_config
-from estd.errors import Invalid, Problem
 
 
 async def serve(
@@ -30,9 +29,10 @@ async def serve(
     Raises:
         Invalid, Unavailable, Broken: it cannot start; what was started is stopped again.
     """
+    check_room(config)
     set_up_logs("supervisor", config.log_level)
     supervisor = Supervisor(config, None if settings is None else lambda: read_config(settings))
-    if not await _start(supervisor, config):
+    if not await _start(supervisor):
         return
     try:
         if when_ready is not None:
@@ -43,7 +43,7 @@ async def serve(
     await supervisor.run()
 
 
-async def _start(supervisor: Supervisor, config: Config) -> bool:
+async def _start(supervisor: Supervisor) -> bool:
     """Whether it started; False when a signal came first."""
     loop = asyncio.get_running_loop()
     start = loop.create_task(supervisor.start())
@@ -62,8 +62,5 @@ async def _start(supervisor: Supervisor, config: Config) -> bool:
         await supervisor.stop()
         if stopped and isinstance(fault, asyncio.CancelledError):
             return False
-        if isinstance(fault, OSError) and fault.errno == errno.EADDRINUSE:
-            where = f"ops: {config.ops_address} port {config.ops_port}"
-            raise Invalid([Problem(where, "is in use", "Choose another port, or stop what uses it.")]) from None
         raise
     return True

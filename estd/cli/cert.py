@@ -12,6 +12,7 @@ import click
 from cryptography import x509
 
 from estd.app.access import find_user, get_ecosystem, open_store
+from estd.asn1.oids import OIDS
 from estd.audit import Event
 from estd.cli.loop import run_async
 from estd.cli.options import json_option, read_device, server_options
@@ -22,7 +23,6 @@ from estd.errors import Invalid, Problem, Refused
 from estd.names import fingerprint, read_name, read_san, read_serial, write_serial
 from estd.ra.directory import INTERNAL_LABEL
 from estd.store.contract import EcosystemRecord, Revocation, Store, StoredCertificate
-from estd.wire.oids import OIDS
 
 REASONS: Final = (
     # RFC 5280 §5.3.1, without those for CAs, for CRLs, and the one that can be taken back.

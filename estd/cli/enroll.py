@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estd.asn1.spki import KEY_TYPES
 from estd.cli.loop import run_async
 from estd.cli.options import json_option
 from estd.cli.output import note, write_facts, write_json, write_span, write_time
@@ -17,7 +18,6 @@ from estd.device.enrolling import Enrolled, Wish
 from estd.device.enrolling import enroll as carry_out
 from estd.errors import Invalid, Problem
 from estd.names import fingerprint, read_name
-from estd.wire.spki import KEY_TYPES
 
 _HELP = """\
 Get a certificate for this device, or renew the one it has.

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.app.playground import write_file
+from estd.asn1.spki import key_type
 from estd.ca.ecosystem import load_document
 from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, server_options
@@ -22,7 +23,6 @@ from estd.device.answers import write_pem
 from estd.errors import Invalid, Problem
 from estd.names import fingerprint, read_name
 from estd.store.contract import EcosystemRecord, IssuerRecord
-from estd.wire.spki import key_type
 
 
 @click.group(short_help="Look at CA certificates and export them.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from estd.app.access import find_visible, get_ecosystem, open_store
+from estd.asn1.oids import NAMES
 from estd.ca.document import write_duration
 from estd.ca.ecosystem import Ecosystem, load_document
 from estd.ca.ecosystems import READY
@@ -15,7 +16,6 @@ from estd.cli.options import json_option, server_options
 from estd.cli.output import write_facts, write_json, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem
-from estd.wire.oids import NAMES
 
 
 @click.group(short_help="Look at the rules for certificates.")

@@ -57,8 +57,9 @@ def serve(
             write_json(facts)
         else:
             none = "none yet; apply one: estd apply FILE"
-            shown = {**facts, "ecosystems": ", ".join(facts["ecosystems"]) or none}
-            write_facts(f"{settings}: ready to serve", shown.items())
+            running = "yes" if facts["running"] else "no"
+            shown = {**facts, "running": running, "ecosystems": ", ".join(facts["ecosystems"]) or none}
+            write_facts(f"{settings}: nothing is wrong", [(name, str(value)) for name, value in shown.items()])
         return
 
     async def say(supervisor: Supervisor) -> None:
