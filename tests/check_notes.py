@@ -39,7 +39,7 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "the way out of every connection there, paced and stalled",
     ),
     "estd/wire/exchange.py": ("unit/ra/test_admission.py", "values that the tests of every floor above are made of"),
-    "estd/wire/oids.py": ("unit/wire/test_der.py", "a table; every identifier is written and read there"),
+    "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 

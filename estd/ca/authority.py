@@ -12,10 +12,10 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estd.asn1 import der
+from estd.asn1.spki import key_type
 from estd.errors import Broken, Code, Refused
 from estd.keys.contract import ALGORITHMS, Algorithm
-from estd.wire import der
-from estd.wire.spki import key_type
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estd.asn1.oids import NAMES
+from estd.asn1.spki import KEY_TYPES, key_type
 from estd.ca.authority import read_subject
 from estd.ca.document import Table
 from estd.errors import Invalid, Refused
 from estd.keys.software import SoftwareKey, read_private_key
-from estd.wire.oids import NAMES
-from estd.wire.spki import KEY_TYPES, key_type
 
 ReadFile = Callable[[str], bytes]
 """The content of a file named in a document, relative to the document; raises OSError."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, read_name, read_san, write_name
-from estd.wire import der
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from estd.asn1.oids import OIDS
 from estd.ca.certificates import ReadFile, read_anchor, write_pem
 from estd.ca.document import Problems, Table, suggest
 from estd.ca.hierarchy import NAME, IssuerSpec, read_issuers, write_issuer
@@ -23,7 +24,6 @@ from estd.ca.profile import Profile, write_profile
 from estd.ca.profile_reader import read_profile
 from estd.ca.validity import outlasts
 from estd.ca.vocabulary import OPERATION_NAMES, name_attribute_type
-from estd.wire.oids import OIDS
 
 FORMAT: Final = 1
 """The version of the document format this code writes and reads."""

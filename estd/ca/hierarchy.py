@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from estd.asn1.spki import KEY_TYPES
 from estd.ca.certificates import ImportedIssuer, ReadFile, is_signed_by, read_import, write_pem
 from estd.ca.constraints import NameConstraints, write_subtree
 from estd.ca.document import INFINITE, Problems, Table, suggest
@@ -22,7 +23,6 @@ from estd.ca.validity import Validity, outlasts, read_validity_key, write_validi
 from estd.errors import Refused
 from estd.keys.software import SoftwareKey
 from estd.names import EMPTY_NAME, read_name, write_name, write_rdns
-from estd.wire.spki import KEY_TYPES
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """What issuers, anchors and profiles may be called."""

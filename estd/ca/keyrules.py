@@ -14,8 +14,8 @@ import hashlib
 import math
 from collections.abc import Callable, Collection
 
+from estd.asn1.spki import key_type, read_rsa, read_spki
 from estd.errors import Code, Refused
-from estd.wire.spki import key_type, read_rsa, read_spki
 
 __all__ = ["RSA_EXPONENT", "check_key", "key_type"]
 
@@ -36,7 +36,7 @@ def check_key(
 
     Args:
         spki: SubjectPublicKeyInfo.
-        allowed: the key types the profile accepts, out of `estd.wire.spki.KEY_TYPES`.
+        allowed: the key types the profile accepts, out of `estd.asn1.spki.KEY_TYPES`.
         is_blocked: given the SHA-256 of the SubjectPublicKeyInfo, whether its private key is known to others.
         spki_sha256: that hash, where the caller has it already.
     """

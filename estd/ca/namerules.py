@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from estd.asn1 import der
+from estd.asn1.oids import NAMES, OIDS
 from estd.ca.profile import AttributeRule, Profile
 from estd.ca.vocabulary import name_attribute_type
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, GeneralName, read_name, read_san, same_name
-from estd.wire import der
-from estd.wire.oids import NAMES, OIDS
 
 VALUE_MAX_CHARACTERS: Final = 1024
 """The longest value that is held against a pattern: a limit to what a slow pattern can cost."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from estd.asn1.oids import NAMES, OIDS
 from estd.ca.document import write_duration
 from estd.ca.validity import Validity, write_validity
 from estd.ca.vocabulary import EXTENDED_KEY_USAGES, name_attribute_type
-from estd.wire.oids import NAMES, OIDS
 
 SUBJECT_SOURCES: Final = ("credential", "request", "inventory", "fixed", "empty")
 SAN_SOURCES: Final = ("none", "credential", "request", "inventory")

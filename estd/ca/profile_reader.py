@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import KEY_TYPES
 from estd.ca.document import Problems, Table
 from estd.ca.ecosystems import READY
 from estd.ca.profile import (
@@ -44,9 +47,6 @@ from estd.ca.vocabulary import (
 )
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, write_attribute
-from estd.wire import der
-from estd.wire.oids import OIDS
-from estd.wire.spki import KEY_TYPES
 
 
 def read_profile(name: str, content: Mapping[str, object], path: str, problems: Problems, strict: bool) -> Profile:

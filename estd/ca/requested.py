@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from estd.asn1 import der
+from estd.asn1.oids import NAMES, OIDS
 from estd.ca.profile import Profile
 from estd.ca.vocabulary import KEY_USAGES
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, same_name, same_san
-from estd.wire import der
-from estd.wire.oids import NAMES, OIDS
 from estd.wire.pkcs10 import CertificationRequest
 
 

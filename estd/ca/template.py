@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
+from estd.asn1 import der
+from estd.asn1.spki import read_spki
 from estd.ca.authority import Authority
 from estd.ca.constraints import write_name_constraints
 from estd.ca.hierarchy import IssuerSpec
@@ -26,8 +28,6 @@ from estd.ca.vocabulary import KEY_USAGES
 from estd.errors import Broken
 from estd.keys.contract import ALGORITHMS, Algorithm
 from estd.names import EMPTY_NAME
-from estd.wire import der
-from estd.wire.spki import read_spki
 
 
 class Template:
@@ -106,7 +106,7 @@ def write_certificate(tbs: bytes, algorithm: Algorithm, signature: bytes) -> byt
 
 
 def write_extension(name: str, critical: bool, value: bytes) -> bytes:
-    """One Extension, by a name of `estd.wire.oids` or in numbers; critical FALSE is its default and not encoded."""
+    """One Extension, by a name of `estd.asn1.oids` or in numbers; critical FALSE is its default and not encoded."""
     return der.sequence(der.oid(name), der.boolean(True) if critical else b"", der.octet_string(value))
 
 

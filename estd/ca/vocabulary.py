@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from estd.asn1.der import oid_contents, read_oid
 from estd.errors import Refused
 from estd.names import read_name, write_rdns
-from estd.wire.der import oid_contents, read_oid
 
 KEY_USAGES: Final[tuple[str, ...]] = (
     "digitalSignature",
@@ -84,7 +84,7 @@ OPERATION_NAMES: Final[frozenset[str]] = frozenset(
 
 
 def find_oid(text: str) -> str | None:
-    """The object identifier in numbers, of one given in numbers or by its name in `estd.wire.oids`; None if neither."""
+    """The object identifier in numbers, of one given in numbers or by its name in `estd.asn1.oids`; None if neither."""
     try:
         return read_oid(oid_contents(text))
     except Refused:

@@ -9,12 +9,12 @@ Pure. Must not import anything of the floors above.
 
 from __future__ import annotations
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
 from estd.ca.profile import Profile
 from estd.ca.vocabulary import KEY_USAGES
 from estd.names import read_name
-from estd.wire import der
 from estd.wire.csrattrs import Wanted, WantedExtension
-from estd.wire.oids import OIDS
 
 
 def decide_wanted(profile: Profile) -> Wanted | None:

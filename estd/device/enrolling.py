@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estd.asn1.oids import OIDS
 from estd.device.answers import ServerRefused, WrongServer, build_chain
 from estd.device.client import DEFAULT_PATIENCE, NOBODY, Credential, EstClient, Patience
 from estd.device.folder import Folder, Identity, open_folder
@@ -29,7 +30,6 @@ from estd.device.requests import (
 from estd.errors import Invalid, Problem
 from estd.names import fingerprint
 from estd.wire.csrattrs import Wanted
-from estd.wire.oids import OIDS
 
 _SERVER_DISLIKES_REQUEST = (400, 413, 415, 422)
 

@@ -16,12 +16,12 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import KEY_TYPES
 from estd.errors import Invalid, Problem, Refused
 from estd.keys.software import SoftwareKey, generate, read_private_key
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire import der
-from estd.wire.oids import OIDS
-from estd.wire.spki import KEY_TYPES
 
 DEFAULT_KEY_TYPE: Final = "ec-p256"
 

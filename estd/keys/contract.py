@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from estd.wire import der
+from estd.asn1 import der
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Algorithm:
     """A signature algorithm as a certificate names it."""
 
     name: str
-    """As `estd.wire.oids` calls it."""
+    """As `estd.asn1.oids` calls it."""
     identifier: bytes
     """DER AlgorithmIdentifier; equal bytes are the only equality RFC 5280 §4.1.1.2 asks for."""
     signature_max_bytes: int
@@ -38,7 +38,7 @@ class SigningKey(Protocol):
 
     @property
     def key_type(self) -> str:
-        """One of `estd.wire.spki.KEY_TYPES`."""
+        """One of `estd.asn1.spki.KEY_TYPES`."""
 
     @property
     def algorithm(self) -> Algorithm:
@@ -78,4 +78,4 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = {
     "ml-dsa-65": _algorithm("mlDsa65", b"", 3309),
     "ml-dsa-87": _algorithm("mlDsa87", b"", 4627),
 }
-"""How a key of each type of `estd.wire.spki.KEY_TYPES` signs."""
+"""How a key of each type of `estd.asn1.spki.KEY_TYPES` signs."""

@@ -65,7 +65,7 @@ class SoftwareKey:
 
 
 def generate(key_type: str) -> SoftwareKey:
-    """Make a new key of a type in `estd.wire.spki.KEY_TYPES`."""
+    """Make a new key of a type in `estd.asn1.spki.KEY_TYPES`."""
     return SoftwareKey(_GENERATORS[key_type]())
 
 

@@ -4,7 +4,7 @@ Promises that two spellings of one name compare equal and that nothing else does
 read differently is refused wherever it is read, and that a name becomes the same text every time. Subjects are refused
 with `Code.SUBJECT_REFUSED`, alternative names with `Code.SAN_REFUSED`.
 
-No clock, no I/O; must not import anything of estd but `estd.errors` and the byte rules of `estd.wire.der`.
+No clock, no I/O; must not import anything of estd but `estd.errors` and the byte rules of `estd.asn1.der`.
 """
 
 from estd.names.alternative import (

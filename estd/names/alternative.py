@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
 from estd.names.distinguished import read_name, write_name
-from estd.wire import der
 
 MAX_SANS = 64
 

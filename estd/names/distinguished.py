@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from unicodedata import category, normalize
 
+from estd.asn1 import der
+from estd.asn1.oids import NAMES, OIDS
 from estd.errors import Code, Refused
-from estd.wire import der
-from estd.wire.oids import NAMES, OIDS
 
 MAX_NAME_BYTES = 4096
 MAX_ATTRIBUTES = 64

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from asn1crypto import cms
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
-from estd.wire import der
 
 MAX_BYTES = 1024 * 1024
 MAX_CERTIFICATES = 256

@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import ALGORITHMS, KEY_TYPES, RSA, key_type
 from estd.errors import Code, Refused
 from estd.names import write_attribute
-from estd.wire import der
-from estd.wire.oids import OIDS
-from estd.wire.spki import ALGORITHMS, KEY_TYPES, RSA, key_type
 
 SIGNATURE_ALGORITHMS = MappingProxyType(
     {

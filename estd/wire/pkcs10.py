@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, paddin
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import key_type
 from estd.errors import Broken, Code, Refused
 from estd.names import GeneralName, Name, read_name, read_san
-from estd.wire import der
-from estd.wire.oids import OIDS
-from estd.wire.spki import key_type
 
 MAX_ATTRIBUTES = 32
 MAX_EXTENSIONS = 32

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from estd.asn1 import der
 from estd.keys.software import SoftwareKey, generate, seal
 from estd.signer.frames import (
     Load,
@@ -29,7 +30,6 @@ from estd.signer.frames import (
     write_frame,
 )
 from estd.signer.server import SignerSettings
-from estd.wire import der
 
 PROGRAM = Path(__file__).with_name("signer_program.py")
 KEK = bytes(range(32))

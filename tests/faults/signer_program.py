@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from estd.asn1 import der
 from estd.errors import Code, Refused, Unavailable
 from estd.keys.software import SoftwareKey, unseal
 from estd.signer.frames import Load, PrepareItem
 from estd.signer.journal import Journal
 from estd.signer.server import run_process
-from estd.wire import der
 
 CONTEXT = b"test"
 POINTS = (

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from estd.asn1 import der
 from estd.errors import Code, Unavailable
 from estd.keys.software import generate
 from estd.signer.blocks import Kind, read_entries
@@ -38,7 +39,6 @@ from estd.signer.frames import (
     Verdict,
 )
 from estd.signer.segments import check_journal, read_journal
-from estd.wire import der
 
 
 def _load(name: str) -> ModuleType:

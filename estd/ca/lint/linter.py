@@ -8,7 +8,7 @@ What is the same in every certificate of a profile is judged once: the verdict o
 of one batch, is kept beside their very octets, so whatever differs by one bit is judged anew. Serial number, subject,
 key, key identifier and subjectAltName are judged each time.
 
-Must not import `estd.wire.der`, `estd.ca.template` or anything of the floors above; no clock.
+Must not import `estd.asn1.der`, `estd.ca.template` or anything of the floors above; no clock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+from estd.asn1.oids import NAMES
 from estd.ca.constraints import find_violation
 from estd.ca.lint.extensions import AIA, AKI, BC, CDP, CP, EKU, KU, NC, SAN, SKI, Judged, judge_extension
 from estd.ca.lint.findings import Finding
@@ -27,7 +28,6 @@ from estd.ca.lint.walk import Malformed, dotted, element, expect, read_time
 from estd.ca.profile import Profile
 from estd.ca.vocabulary import NOT_FOR_KEY, USAGES_FOR_PURPOSE
 from estd.errors import Refused
-from estd.wire.oids import NAMES
 
 
 class Linter:

@@ -1,6 +1,6 @@
 """The linter's own walk through DER: elements, object identifiers, times (X.690 §8, §10; RFC 5280 §4.1.2.5).
 
-Shares nothing with `estd.wire.der`, so that a mistake in one of them shows in the other.
+Shares nothing with `estd.asn1.der`, so that a mistake in one of them shows in the other.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
+from estd.asn1.spki import ALGORITHMS, KEY_TYPES, RSA
 from estd.ca import keyrules
 from estd.ca.keyrules import check_key
 from estd.errors import Code, Refused
-from estd.wire import der
-from estd.wire.spki import ALGORITHMS, KEY_TYPES, RSA
 
 RANDOM = Random(2017)
 

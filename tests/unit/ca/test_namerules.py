@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from estd.asn1 import der
 from estd.ca.ecosystem import Ecosystem
 from estd.ca.namerules import check_san, check_subject
 from estd.ca.profile import Profile
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire import der
 
 RULES = """
 subject = "credential"

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 import pytest
 
+from estd.asn1.oids import OIDS
 from estd.ca.document import Problems
 from estd.ca.profile import Profile, write_profile
 from estd.ca.profile_reader import read_profile
 from estd.names import EMPTY_NAME, read_name
-from estd.wire.oids import OIDS
 
 FULL = {
     "issuer": "devices",

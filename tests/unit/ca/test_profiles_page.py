@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from estd.asn1.spki import KEY_TYPES
 from estd.ca.certificates import write_pem
 from estd.ca.document import Table
 from estd.ca.ecosystem import Ecosystem
 from estd.ca.ecosystems import READY
 from estd.ca.profile import CSRATTRS, KEY_ID_METHODS, RENEWALS, SAN_SOURCES, STRING_TYPES, SUBJECT_SOURCES
 from estd.ca.vocabulary import EXTENDED_KEY_USAGES, KEY_USAGES, SAN_KINDS
-from estd.wire.spki import KEY_TYPES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "profiles.md").read_text(encoding="utf-8")
 

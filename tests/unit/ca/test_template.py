@@ -12,12 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from estd.asn1.spki import read_spki
 from estd.ca.document import INFINITE
 from estd.ca.template import KEY_IDS, Template, write_certificate, write_extension
 from estd.errors import Broken
 from estd.keys.software import SoftwareKey
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire.spki import read_spki
 
 SERIAL = b"\x01" + bytes(range(19))
 STARTS, ENDS = datetime(2031, 1, 1, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)

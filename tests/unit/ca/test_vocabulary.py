@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import KEY_TYPES
 from estd.ca.vocabulary import (
     EXTENDED_KEY_USAGES,
     KEY_USAGES,
@@ -15,8 +17,6 @@ from estd.ca.vocabulary import (
     key_family,
     name_attribute_type,
 )
-from estd.wire.oids import OIDS
-from estd.wire.spki import KEY_TYPES
 
 
 def test_words_belong_together() -> None:

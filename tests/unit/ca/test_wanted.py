@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from estd.asn1.oids import OIDS
 from estd.ca.ecosystem import Ecosystem
 from estd.ca.profile import Profile
 from estd.ca.wanted import decide_wanted
 from estd.wire.csrattrs import WantedExtension, read_csrattrs, write_csrattrs
-from estd.wire.oids import OIDS
 
 DIGITAL_SIGNATURE = bytes.fromhex("03020780")
 CLIENT_AUTH = bytes.fromhex("300a06082b06010505070302")

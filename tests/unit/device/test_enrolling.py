@@ -8,6 +8,7 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from estd.asn1.oids import OIDS
 from estd.device.answers import ServerRefused, TryLater, WrongServer
 from estd.device.client import Credential, Patience
 from estd.device.enrolling import Wish, enroll
@@ -15,7 +16,6 @@ from estd.device.folder import Folder
 from estd.device.requests import read_certificates, read_key
 from estd.errors import Invalid
 from estd.wire.csrattrs import Wanted, write_csrattrs
-from estd.wire.oids import OIDS
 
 ONCE = Patience(tries=1)
 

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from estd.asn1.spki import KEY_TYPES
 from estd.device.requests import (
     generate_key,
     read_certificates,
@@ -19,7 +20,6 @@ from estd.device.requests import (
     write_request,
 )
 from estd.errors import Invalid
-from estd.wire.spki import KEY_TYPES
 
 
 @pytest.mark.parametrize("key_type", [name for name in KEY_TYPES if name not in ("rsa-3072", "rsa-4096")])

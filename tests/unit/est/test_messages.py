@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
 from estd.errors import Code, Refused, Unavailable
 from estd.est.messages import (
     STATUS,
@@ -19,7 +20,6 @@ from estd.est.messages import (
     write_csrattrs,
     write_refusal,
 )
-from estd.wire import der
 from estd.wire.cms import read_certs_only
 
 CSR = der.sequence(der.octet_string(bytes(range(256)) + b"+"))

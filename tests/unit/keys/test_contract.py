@@ -8,11 +8,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import KEY_TYPES
 from estd.keys.contract import ALGORITHMS
 from estd.keys.software import generate
-from estd.wire import der
-from estd.wire.oids import OIDS
-from estd.wire.spki import KEY_TYPES
 
 STARTS = datetime(2031, 1, 1, tzinfo=UTC)
 DIGESTS = {"rsa-4096": hashes.SHA384(), "ec-p384": hashes.SHA384(), "ec-p521": hashes.SHA512()}

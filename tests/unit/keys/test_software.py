@@ -6,10 +6,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
 
+from estd.asn1.spki import KEY_TYPES, key_type
 from estd.errors import Invalid
 from estd.keys.contract import ALGORITHMS, SigningKey
 from estd.keys.software import SoftwareKey, generate, read_private_key, seal, unseal
-from estd.wire.spki import KEY_TYPES, key_type
 
 KEK = bytes(range(32))
 MESSAGES = [b"first", b"second", b""]

@@ -7,9 +7,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
 from estd.names import MAX_SANS, read_san, same_san, write_general_name, write_name, write_san
-from estd.wire import der
 
 TEXTS = [
     "dns:Device.example.com",

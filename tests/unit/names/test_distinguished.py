@@ -7,9 +7,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, MAX_NAME_BYTES, Name, read_name, same_name, write_attribute, write_name, write_rdns
-from estd.wire import der
 
 
 def name_of(*rdns: list[tuple[str, bytes]]) -> bytes:

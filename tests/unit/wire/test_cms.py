@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
-from estd.wire import der
 from estd.wire.cms import MAX_BYTES, read_certs_only, write_certs_only
 
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from pyasn1.codec.der.decoder import decode
 from pyasn1_alt_modules import rfc7030, rfc9908
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
+from estd.asn1.spki import KEY_TYPES
 from estd.errors import Refused
 from estd.names import write_attribute
-from estd.wire import der
 from estd.wire.csrattrs import SIGNATURE_ALGORITHMS, Wanted, WantedExtension, read_csrattrs, write_csrattrs
-from estd.wire.oids import OIDS
-from estd.wire.spki import KEY_TYPES
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "csrattrs"
 CHALLENGE = OIDS["challengePassword"]

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estd.asn1 import der
+from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Refused
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire import der
-from estd.wire.oids import OIDS
 from estd.wire.pkcs10 import ChangeSubjectName, VerifiedRequest, read_request, verify_request
 
 KEY = ec.generate_private_key(ec.SECP256R1())

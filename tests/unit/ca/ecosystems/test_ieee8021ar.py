@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from estd.asn1 import der
 from estd.ca.issuer import Issuer
 from estd.errors import Refused
 from estd.keys.software import SoftwareKey
 from estd.names import write_name, write_san
-from estd.wire import der
 from estd.wire.pkcs10 import VerifiedRequest
 
 HARDWARE = "other:1.3.6.1.5.5.7.8.4=#" + der.sequence(der.oid("1.2.3.4"), der.octet_string(b"SN1")).hex()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from estd.asn1 import der
 from estd.ca.lint.extensions import judge_extension
 from estd.ca.lint.walk import Malformed
-from estd.wire import der
 
 
 def test_an_extension_is_an_extension() -> None:

@@ -6,9 +6,9 @@ import hashlib
 
 import pytest
 
+from estd.asn1.spki import KEY_TYPES, read_spki
 from estd.ca.lint.keys import follows_from_key, read_key
 from estd.keys.software import generate
-from estd.wire.spki import KEY_TYPES, read_spki
 
 
 @pytest.mark.parametrize("key_type", KEY_TYPES)

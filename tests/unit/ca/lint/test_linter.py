@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from estd.asn1 import der
+from estd.asn1.spki import read_spki
 from estd.ca.lint.findings import FINDINGS
 from estd.ca.lint.linter import Linter
 from estd.ca.template import KEY_IDS
 from estd.keys.software import generate
 from estd.names import EMPTY_NAME, write_name
-from estd.wire import der
-from estd.wire.spki import read_spki
 
 STARTS = datetime(2031, 5, 17, 11, 30, 0, tzinfo=UTC)
 ENDS = STARTS + timedelta(days=365) - timedelta(seconds=1)

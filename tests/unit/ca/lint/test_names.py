@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from estd.asn1 import der
 from estd.ca.lint.names import judge_general_name, judge_name
 from estd.errors import Refused
 from estd.names import read_name, read_san
-from estd.wire import der
 
 
 @given(octets=some.binary(max_size=40))

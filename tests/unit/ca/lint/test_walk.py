@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from estd.asn1 import der
 from estd.ca.lint.walk import Malformed, check_nested, dotted, element, only, read_time
 from estd.errors import Refused
-from estd.wire import der
 
 
 @given(octets=some.binary(max_size=12))

@@ -1,4 +1,4 @@
-"""estd.wire.der: one encoding for each value, and nothing else read."""
+"""estd.asn1.der: one encoding for each value, and nothing else read."""
 
 import contextlib
 from datetime import UTC, datetime, timedelta, timezone
@@ -8,8 +8,8 @@ from asn1crypto import core as judge
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
 from estd.errors import Broken, Code, Refused
-from estd.wire import der
 
 SAMPLE = der.sequence(
     der.integer(300),

@@ -8,7 +8,7 @@ for what it looks at. The writers are total: given a value of the documented ran
 An *element* is a whole encoding (identifier, length, contents); *contents* are what is inside. Everything is refused
 with `Code.MALFORMED_REQUEST`; readers of a particular message give it that message's code.
 
-This module must import nothing of estd but `estd.errors` and `estd.wire.oids`.
+This module must import nothing of estd but `estd.errors` and `estd.asn1.oids`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 
+from estd.asn1.oids import NAMES, OIDS
 from estd.errors import Broken, Code, Refused
-from estd.wire.oids import NAMES, OIDS
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32

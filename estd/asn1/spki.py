@@ -7,8 +7,8 @@ superfluous or explicit are never mistaken for the named ones.
 
 from __future__ import annotations
 
+from estd.asn1 import der
 from estd.errors import Code, Refused
-from estd.wire import der
 
 KEY_TYPES = (
     "rsa-2048",

@@ -1,4 +1,4 @@
-"""estd.wire.spki: which key it is, from the whole AlgorithmIdentifier."""
+"""estd.asn1.spki: which key it is, from the whole AlgorithmIdentifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estd.asn1 import der
+from estd.asn1.spki import ALGORITHMS, KEY_TYPES, RSA, key_type, read_rsa, read_spki
 from estd.errors import Code, Refused
-from estd.wire import der
-from estd.wire.spki import ALGORITHMS, KEY_TYPES, RSA, key_type, read_rsa, read_spki
 
 
 def spki_of(public: object) -> bytes:

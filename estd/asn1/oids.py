@@ -1,6 +1,6 @@
 """Every object identifier estd uses, by its name in the standard that defines it.
 
-One table, so that an identifier is spelled in digits once. `estd.wire.der.oid` takes these names.
+One table, so that an identifier is spelled in digits once. `estd.asn1.der.oid` takes these names.
 """
 
 from __future__ import annotations
