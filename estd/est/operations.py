@@ -1,12 +1,12 @@
 """The EST operations (RFC 7030 §4.1, §4.2, §4.5) and the one table that drives dispatch and authorization.
 
-`ROUTES` is the whole of it: an operation that is not in the table does not exist, and one without a declared access
-cannot be written down. The deny matrix in ``tests/unit/est/test_operations.py`` is generated from the same table.
+`ROUTES` is the whole of it: an operation that is not in the table does not exist, one without a declared access cannot be
+written down, and what is not public is handed an `Admitted` or is not called at all. The deny matrix in
+``tests/unit/est/test_operations.py`` is generated from the same table.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,25 +31,28 @@ ROOT: Final = "/.well-known/est/"
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}\Z")
 
 
-class Access(enum.Enum):
-    """Who may call an operation."""
+@dataclass(frozen=True, slots=True)
+class Public:
+    """Anybody may call it: the answer holds no secret (RFC 7030 §4.1.2, §4.5.1)."""
 
-    PUBLIC = "public"
-    """Anybody: the answer holds no secret (RFC 7030 §4.1.2, §4.5.1)."""
-    ENROLL = "enroll"
-    """A credential that the profile's `enroll` names."""
-    REENROLL = "reenroll"
-    """The certificate that is to be renewed."""
+    handler: Callable[[Est, Exchange, Place], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Only who is admitted for that purpose may call it; the handler has no other way to learn who and where."""
+
+    purpose: Purpose
+    handler: Callable[[Est, Exchange, Admitted], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation: how it is called, who may call it, what carries it out."""
+    """One operation: how it is called, who may call it and what carries it out."""
 
     operation: str
     method: str
-    access: Access
-    handler: Callable[[Est, Exchange, Place], Awaitable[Reply]]
+    access: Public | Guarded
 
 
 class Est:
@@ -70,19 +73,34 @@ class Est:
         self._count_tolerance = count_tolerance
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
-        """Operation and outcome (for metrics) and the answer; never raises but for a cancelled request."""
+        """Operation and outcome (for metrics) and the answer; what is raised is a fault of ours."""
         label: str | None = None
         operation, allow = "unknown", ""
         try:
             label, route = _find_route(exchange)
             operation, allow = route.operation, _ALLOW[route.method]
             _check_method(exchange, route)
-            place = self.directory.find_place(label)
-            reply = await route.handler(self, exchange, place)
+            reply = await self._carry_out(exchange, label, route.access)
         except (Refused, Unavailable) as reason:
             await self._record_refusal(exchange, operation, label, reason)
             return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id, allow)
+        except Exception:
+            # No certificate went out, so the trail must say so; the web floor logs what happened and answers.
+            fault = Unavailable(Code.INTERNAL, "estd is at fault; its log has this request id")
+            await self._record_refusal(exchange, operation, label, fault)
+            raise
         return operation, "ok", reply
+
+    async def _carry_out(self, exchange: Exchange, label: str | None, access: Public | Guarded) -> Reply:
+        # The directory may be replaced while we wait: one request sees one of them.
+        directory = self.directory
+        place = directory.find_place(label)
+        if isinstance(access, Public):
+            return await access.handler(self, exchange, place)
+        admitted = await self._admission.admit(
+            directory, place, access.purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
+        )
+        return await access.handler(self, exchange, admitted)
 
     # --- operations --------------------------------------------------------------------------------------------------
 
@@ -97,18 +115,9 @@ class Est:
         wanted = decide_wanted(place.profile)
         return messages.write_csrattrs(None if wanted is None else write_csrattrs(wanted))
 
-    async def simpleenroll(self, exchange: Exchange, place: Place) -> Reply:
-        """RFC 7030 §4.2.1."""
-        return await self._enroll(exchange, place, Purpose.ENROLL)
-
-    async def simplereenroll(self, exchange: Exchange, place: Place) -> Reply:
-        """RFC 7030 §4.2.2."""
-        return await self._enroll(exchange, place, Purpose.REENROLL)
-
-    async def _enroll(self, exchange: Exchange, place: Place, purpose: Purpose) -> Reply:
-        admitted = await self._admission.admit(
-            self.directory, place, purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
-        )
+    async def enroll(self, exchange: Exchange, admitted: Admitted) -> Reply:
+        """RFC 7030 §4.2.1 and §4.2.2: a certificate, the first or the next; the purpose tells them apart."""
+        place = admitted.place
         profile = place.profile
         der, tolerances = messages.read_enroll_body(
             exchange.headers.get("content-type"), exchange.body, strict=profile.strict
@@ -145,10 +154,10 @@ class Est:
 
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route("cacerts", "GET", Access.PUBLIC, Est.cacerts),
-    Route("csrattrs", "GET", Access.PUBLIC, Est.csrattrs),
-    Route("simpleenroll", "POST", Access.ENROLL, Est.simpleenroll),
-    Route("simplereenroll", "POST", Access.REENROLL, Est.simplereenroll),
+    Route("cacerts", "GET", Public(Est.cacerts)),
+    Route("csrattrs", "GET", Public(Est.csrattrs)),
+    Route("simpleenroll", "POST", Guarded(Purpose.ENROLL, Est.enroll)),
+    Route("simplereenroll", "POST", Guarded(Purpose.REENROLL, Est.enroll)),
 )
 _BY_OPERATION: Final[Mapping[str, Route]] = {route.operation: route for route in ROUTES}
 _ALLOW: Final = {"GET": "GET, HEAD", "POST": "POST"}
