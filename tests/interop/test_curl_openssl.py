@@ -1,4 +1,4 @@
-"""What a person with a shell does: curl and the openssl command line, nothing of ours in between.
+"""What a person with a shell does: curl, the openssl command line and gnutls-cli, nothing of ours in between.
 
 Covers RFC 7030 §3.2, §4.1, §4.2, §4.5 and RFC 8951 §3 on the wire, the habits of deployed clients that estd puts up
 with, and the refusals; every refusal is also looked up in the database, where it must have left no intent.
@@ -20,6 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from live_server import NORTH, SOUTH, Device, Live, attempt, judge, run
+from tls_programs import Client, connect_gnutls, connect_openssl
 
 pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("_programs")]
 
@@ -832,84 +833,41 @@ def test_plain_http_is_turned_away(live: Live) -> None:
     assert done.status != 0 or done.stdout.startswith(b"HTTP/1.1 400") or done.stdout.startswith(b"HTTP/1.0 400")
 
 
-# --- channel binding (RFC 7030 §3.5, RFC 9266) -------------------------------------------------------------------------
+# --- channel binding (RFC 7030 §3.5, RFC 9266; tls-unique is in test_bouncycastle.py) ---------------------------------
 
 
-class SClient:
-    """``openssl s_client``: says what the TLS exporter gives and then carries one request by hand."""
-
-    def __init__(self, live: Live, device: Device, version: str) -> None:
-        self._live = live
-        self._process = subprocess.Popen(
-            [
-                *(judge("openssl"), "s_client", "-connect", f"localhost:{live.port}", "-servername", "localhost"),
-                *("-CAfile", live.trust, "-verify_return_error", "-nocommands", "-ign_eof", version),
-                *("-cert", device.certificate, "-key", device.key),
-                *("-keymatexport", "EXPORTER-Channel-Binding", "-keymatexportlen", "32"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def __enter__(self) -> SClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=10)
-
-    def exporter(self) -> bytes:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            found = re.search(rb"Keying material: ([0-9A-F]{64})", line)
-            if found:
-                return bytes.fromhex(found[1].decode())
-        pytest.fail("s_client exported nothing")
-
-    def enroll(self, body: bytes) -> bytes:
-        """The answer's head and body, and whatever else s_client prints."""
-        head = (
-            "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        out, _ = self._process.communicate(head.encode() + body, timeout=20)
-        return out[out.index(b"HTTP/1.1 ") :]
+Connect = Callable[[Live, Device, str], Client]
+_CLIENTS = pytest.mark.parametrize("connect", [connect_openssl, connect_gnutls])
 
 
-def bound_request(tmp_path: Path, key: Path, name: str, binding: bytes) -> bytes:
-    """A request with challengePassword, the RFC 7030 §3.5 place for a channel binding."""
-    config = tmp_path / f"{secrets.token_hex(4)}.cnf"
-    config.write_text(
-        f"[req]\ndistinguished_name = dn\nattributes = attributes\nprompt = no\n[dn]\nserialNumber = {name}\n"
-        f"[attributes]\nchallengePassword = {base64.b64encode(binding).decode()}\n",
-        encoding="ascii",
-    )
-    return base64.b64encode(run("openssl", "req", "-new", "-key", key, "-config", config, "-outform", "DER"))
+@_CLIENTS
+def test_a_request_bound_to_its_connection(live: Live, tmp_path: Path, connect: Connect) -> None:
+    device = live.device(NORTH)
+    with connect(live, device, "1.3") as client:
+        status, body = client.enroll(client.binding(), tmp_path, device)
+    assert status == 200, body
+    (certificate,) = read_certificates(body)
+    assert live.stored(der_of(certificate))[0]["label"] == NORTH
 
 
-def test_a_request_bound_to_its_connection(live: Live, tmp_path: Path) -> None:
-    device, key = live.device(NORTH), new_key(tmp_path / "key.pem")
-    with SClient(live, device, "-tls1_3") as client:
-        answer = client.enroll(bound_request(tmp_path, key, device.name, client.exporter()))
-    assert answer.startswith(b"HTTP/1.1 200"), answer
-
-
-def test_an_exporter_without_context_is_another_value_below_tls_1_3(live: Live, tmp_path: Path) -> None:
-    """RFC 9266 §4.2 has an empty context; s_client leaves it out, which TLS 1.2 tells apart (RFC 5705 §4)."""
-    device, key = live.device(NORTH), new_key(tmp_path / "key.pem")
-    with SClient(live, device, "-tls1_2") as client:
-        answer = client.enroll(bound_request(tmp_path, key, device.name, client.exporter()))
-    assert answer.startswith(b"HTTP/1.1 400"), answer
-
-
-@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_a_request_bound_to_another_connection(live: Live, tmp_path: Path, version: str) -> None:
-    device, key, issued = live.device(NORTH), new_key(tmp_path / "key.pem"), live.issuances()
-    with SClient(live, device, version) as first, SClient(live, device, version) as second:
-        first_binding, second_binding = first.exporter(), second.exporter()
-        assert first_binding != second_binding
-        answer = second.enroll(bound_request(tmp_path, key, device.name, first_binding))
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert b"channel-binding-refused" in answer
+@_CLIENTS
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_request_bound_to_another_connection(live: Live, tmp_path: Path, connect: Connect, version: str) -> None:
+    device, issued = live.device(NORTH), live.issuances()
+    with connect(live, device, version) as first, connect(live, device, version) as second:
+        binding = first.binding()
+        assert binding != second.binding()
+        status, body = second.enroll(binding, tmp_path, device)
+    assert (status, body.split(b":")[0]) == (400, b"channel-binding-refused")
     assert live.issuances() == issued
+
+
+@_CLIENTS
+def test_below_tls_1_3_an_exporter_without_context_is_another_value(
+    live: Live, tmp_path: Path, connect: Connect
+) -> None:
+    """RFC 9266 §2 has an empty context; both programs leave it out, which TLS 1.2 tells apart (RFC 5705 §4)."""
+    device = live.device(NORTH)
+    with connect(live, device, "1.2") as client:
+        status, body = client.enroll(client.binding(), tmp_path, device)
+    assert (status, body.split(b":")[0]) == (400, b"channel-binding-refused")
