@@ -40,7 +40,11 @@ class Farewell(asyncio.Protocol):
         if peer_is_done or not raw.can_write_eof():
             raw.close()
             return
-        raw.write_eof()
+        try:
+            raw.write_eof()
+        except OSError:
+            raw.abort()  # the peer has reset it meanwhile
+            return
         if not raw.is_reading():
             raw.resume_reading()
 

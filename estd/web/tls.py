@@ -22,6 +22,7 @@ from OpenSSL import SSL
 
 from estd.web.farewell import Farewell
 from estd.web.gate import Gate, Limits, Place, Refusal, read_source
+from estd.web.outbox import RECORD_BYTES
 from estd.web.tls_context import NoProtocolInCommon, build_context, read_reasons
 from estd.web.tls_events import Event, Observe, read_failure
 from estd.web.tls_session import TlsSession
@@ -172,22 +173,29 @@ class TlsServerProtocol(asyncio.Protocol):
         if self._received > self._limits.handshake_bytes:
             self._drop(Event.FAILED_TOO_MUCH)
             return
-        tls.bio_write(data)
-        try:
-            tls.do_handshake()
-        except SSL.WantReadError:
-            self._flush(tls)
-        except NoProtocolInCommon:
-            self._flush(tls)
-            self._part(Event.FAILED_APPLICATION_PROTOCOL)
-        except SSL.Error as error:
-            self._flush(tls)  # the alert that says why
-            self._part(read_failure(read_reasons(error)))
-        else:
-            self._flush(tls)
-            self._hand_over(tls)
+        rest = memoryview(data)
+        while rest:
+            # In pieces, so that what follows the handshake is not decrypted before anybody can count it.
+            piece, rest = rest[:RECORD_BYTES], rest[RECORD_BYTES:]
+            tls.bio_write(piece)
+            try:
+                tls.do_handshake()
+            except SSL.WantReadError:
+                self._flush(tls)
+            except NoProtocolInCommon:
+                self._flush(tls)
+                self._part(Event.FAILED_APPLICATION_PROTOCOL)
+                return
+            except SSL.Error as error:
+                self._flush(tls)  # the alert that says why
+                self._part(read_failure(read_reasons(error)))
+                return
+            else:
+                self._flush(tls)
+                self._hand_over(tls, len(piece), rest)
+                return
 
-    def _hand_over(self, tls: SSL.Connection) -> None:
+    def _hand_over(self, tls: SSL.Connection, last_bytes: int, rest: memoryview) -> None:
         """The handshake is done: requests are another object's work."""
         raw, place, limits = self._raw, self._place, self._limits
         assert raw is not None
@@ -203,7 +211,8 @@ class TlsServerProtocol(asyncio.Protocol):
         self._observe(Event.HANDSHAKE_OK)
         _acknowledge_now(raw)
         peer = Peer(self._address, certificates, session)
-        TlsTransport(raw, tls, session, peer, place, limits, self._observe).open(self._make_inner())
+        transport = TlsTransport(raw, tls, session, peer, place, limits, self._observe)
+        transport.open(self._make_inner(), last_bytes, rest)
 
     def _flush(self, tls: SSL.Connection) -> None:
         assert self._raw is not None

@@ -103,19 +103,25 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._raw_is_full = False
         self._inner_is_paused = False
 
-    def open(self, inner: asyncio.Protocol) -> None:
-        """Take the socket over and let the HTTP layer begin."""
+    def open(self, inner: asyncio.Protocol, unread_bytes: int, rest: memoryview) -> None:
+        """Take the socket over and let the HTTP layer begin.
+
+        A client may send its first request in the segment of its Finished: some of the last `unread_bytes` that were
+        given to OpenSSL may be records of ours, and `rest` are such that were not given to it.
+        """
         self._inner = inner
+        self._overhead = unread_bytes
         self._raw.set_write_buffer_limits(high=self._limits.high_water_bytes)
         self._raw.set_protocol(self)
         self._set_deadline(self._limits.header_seconds)
         inner.connection_made(self)
-        # A client may send its first request in the same segment as its Finished.
         self.data_received(b"")
+        if rest:
+            self.data_received(rest)
 
     # --- towards the socket: asyncio.Protocol -----------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Records from the peer. Between two pieces of a record's size the HTTP layer may have said pause, or close."""
         try:
             if len(data) <= RECORD_BYTES:
@@ -390,12 +396,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         On a request's way the deadline is moved alone. The timer wakes at least every `Limits.tick_seconds`, which none
         of those deadlines undercuts, and looks.
         """
-        self._deadline = self._loop.time() + seconds
-        if self._wakes_at > self._deadline:
+        now = self._loop.time()
+        self._deadline = now + seconds
+        soonest = min(self._deadline, now + self._limits.tick_seconds)
+        if self._wakes_at > soonest:
             if self._timer is not None:
                 self._timer.cancel()
-            self._wakes_at = self._deadline
-            self._timer = self._loop.call_at(self._deadline, self._wake)
+            self._wakes_at = soonest
+            self._timer = self._loop.call_at(soonest, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
