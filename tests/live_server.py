@@ -52,7 +52,7 @@ def judge(program: str) -> str:
     if found is not None:
         return found
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{program} is missing, and CI runs without no judge")
+        pytest.fail(f"{program} is missing, and in CI every judge has to speak")
     pytest.skip(f"{program} is not installed")
 
 

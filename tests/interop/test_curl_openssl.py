@@ -44,7 +44,6 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
-    version: str
 
     def header(self, name: str) -> str | None:
         """The only value of a header, if it is there."""
@@ -83,7 +82,7 @@ class Curl:
         # With an interim 100 Continue there are two heads; the last one counts.
         lines = head.read_bytes().decode("latin-1").strip().split("\r\n\r\n")[-1].split("\r\n")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
-        return Answer(int(code), headers, content.read_bytes(), lines[0].split()[0])
+        return Answer(int(code), headers, content.read_bytes())
 
 
 @pytest.fixture
