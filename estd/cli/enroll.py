@@ -13,6 +13,7 @@ from estd.asn1.spki import KEY_TYPES
 from estd.cli.loop import run_async
 from estd.cli.options import json_option
 from estd.cli.output import note, write_facts, write_json, write_span, write_time
+from estd.device.answers import serial_text
 from estd.device.client import Credential, Patience
 from estd.device.enrolling import Enrolled, Wish
 from estd.device.enrolling import enroll as carry_out
@@ -214,7 +215,7 @@ def _write_json(wish: Wish, enrolled: Enrolled) -> None:
             "key": wish.directory / "device.key",
             "ca": wish.directory / "ca.pem",
             "subject": read_name(certificate.subject.public_bytes()).text,
-            "serial": f"{certificate.serial_number:x}",
+            "serial": serial_text(certificate),
             "sha256": fingerprint(certificate.public_bytes(Encoding.DER)),
             "not_before": certificate.not_valid_before_utc,
             "not_after": certificate.not_valid_after_utc,

@@ -114,7 +114,7 @@ def _explain_others(fault: BaseException) -> Failure:
                 details["request_id"] = fault.request_id
             remedy = "The server's operator finds the reason under the request id." if fault.request_id else ""
             return Failure(
-                REFUSED, "refused", f"The server refused: {_sentence(fault.detail)}", remedy, details=details
+                REFUSED, "refused", _sentence(f"the server refused: {fault.detail}"), remedy, details=details
             )
         case TryLater():
             details["retry_after_seconds"] = fault.retry_after_seconds
@@ -151,7 +151,9 @@ def _mark() -> str:
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    text = text[:1].upper() + text[1:] if text[:1].islower() else text
+    first, _, _ = text.partition(" ")
+    if first.isalpha() and first.islower():  # not for file names, URLs and codes
+        text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?", ":")) or "\n" in text else f"{text}."
 
 

@@ -19,7 +19,7 @@ from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, server_options
 from estd.cli.output import note, write_facts, write_json, write_table, write_time
 from estd.config import Config
-from estd.device.answers import write_pem
+from estd.device.answers import serial_text, write_pem
 from estd.errors import Invalid, Problem
 from estd.names import fingerprint, read_name
 from estd.store.contract import EcosystemRecord, IssuerRecord
@@ -72,7 +72,7 @@ class _Issuer:
             "active": self.active,
             "parent": self.parent,
             "subject": self.subject,
-            "serial": f"{self.certificate.serial_number:x}",
+            "serial": serial_text(self.certificate),
             "key_type": self.key_type,
             "not_before": self.starts,
             "not_after": self.ends,
@@ -131,7 +131,7 @@ def show(name: str, label: str, config: Config, as_json: bool) -> None:
                 "valid",
                 f"{write_time(one.certificate.not_valid_before_utc)} to {write_time(one.ends)}",
             ),
-            ("serial", f"{one.certificate.serial_number:x}"),
+            ("serial", serial_text(one.certificate)),
             ("SHA-256", fingerprint(one.record.certificate)),
             ("private key", "sealed in the database" if one.record.sealed_key is not None else "not here"),
             ("state", _state(one)),

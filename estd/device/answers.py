@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.errors import Refused as FormRefused
+from estd.names import write_serial
 from estd.wire.cms import read_certs_only
 from estd.wire.csrattrs import Wanted, read_csrattrs
 
@@ -135,6 +136,12 @@ def build_chain(
         intermediates.append(issuer)
         at = issuer
     raise WrongServer("the CA certificates of the server do not lead from the new certificate to a root")
+
+
+def serial_text(certificate: x509.Certificate) -> str:
+    """The serial number as estd writes it everywhere: its content octets (RFC 5280 §4.1.2.2) in hexadecimal."""
+    number = certificate.serial_number
+    return write_serial(number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True))
 
 
 def write_pem(certificates: Sequence[x509.Certificate]) -> bytes:

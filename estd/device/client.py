@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -194,6 +195,7 @@ class EstClient:
         status, headers = response.status, response.headers
         request_id = headers.get("X-Request-Id", "")
         words = read_refusal(body) if response.content_type.startswith("text/plain") else ""
+        words = words.removesuffix(f" (request {request_id})")  # estd says it in both places
         match status:
             case 200:
                 return body
@@ -317,6 +319,7 @@ def _explain_network(error: Exception, origin: URL) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"the host name {origin.host!r} cannot be resolved"
     if isinstance(error, aiohttp.ClientConnectorError):
-        said = error.os_error.strerror or str(error.os_error)
+        number = error.os_error.errno
+        said = os.strerror(number) if number else str(error.os_error)
         return f"{origin} cannot be reached ({said})"
     return f"the connection to {origin} broke ({type(error).__name__})"

@@ -14,6 +14,7 @@ from estd.device.answers import (
     read_certificates,
     read_refusal,
     read_retry_after,
+    serial_text,
     write_pem,
 )
 
@@ -90,6 +91,14 @@ def test_pem_keeps_the_order(tree: Any) -> None:
     text = write_pem([issuing.certificate, root.certificate])
     assert text.count(b"BEGIN CERTIFICATE") == 2
     assert text.startswith(issuing.certificate.public_bytes(Encoding.PEM))
+
+
+def test_a_serial_is_its_content_octets(tree: Any) -> None:
+    from asn1crypto.x509 import Certificate
+
+    for certificate in (tree[0].certificate, tree[2]):
+        parsed = Certificate.load(certificate.public_bytes(Encoding.DER))
+        assert serial_text(certificate) == parsed["tbs_certificate"]["serial_number"].contents.hex()
 
 
 @pytest.mark.parametrize(
