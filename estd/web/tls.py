@@ -217,10 +217,13 @@ class TlsServerProtocol(asyncio.Protocol):
     def _flush(self, tls: SSL.Connection) -> None:
         assert self._raw is not None
         try:
-            while True:
-                self._raw.write(tls.bio_read(_FLIGHT_BYTES))
+            flight = tls.bio_read(_FLIGHT_BYTES)
+            while len(flight) == _FLIGHT_BYTES:
+                self._raw.write(flight)
+                flight = tls.bio_read(_FLIGHT_BYTES)
         except SSL.WantReadError:
-            pass  # that was all
+            return
+        self._raw.write(flight)
 
     def _part(self, event: Event) -> None:
         """End it so that the peer can read why."""

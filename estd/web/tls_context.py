@@ -19,8 +19,9 @@ from OpenSSL import SSL
 
 from estd.errors import Invalid, Problem
 
-# What pyOpenSSL itself calls; used for the two calls that it does not wrap.
+# What pyOpenSSL itself calls; used for the calls that it does not wrap, or not without a dozen more.
 LIB: Final[Any] = Binding.lib
+_FFI: Final[Any] = Binding.ffi
 
 # The client's order decides: it knows whether its chip has AES or would rather do ChaCha20. All of these are
 # recommended or, for CCM (RFC 7251), what the smallest stacks carry. CCM_8 is left out for its 64-bit tag.
@@ -98,7 +99,7 @@ def build_context(chain_pem: bytes, key_pem: bytes) -> SSL.Context:
         raise Invalid(
             [Problem("TLS", "this OpenSSL lacks a key exchange group", "Install the cryptography package's own wheel.")]
         )
-    context.set_verify(SSL.VERIFY_PEER, _accept)
+    LIB.SSL_CTX_set_verify(context._context, SSL.VERIFY_PEER, _ACCEPT)
     context.set_verify_depth(_NO_PATH)
     # No client-CA list is set, so none is sent (RFC 5246 §7.4.4, RFC 8446 §4.2.4): a list of one ecosystem's anchors
     # would lock out the others, and one of all of them would tell each who the others are.
@@ -112,9 +113,13 @@ def read_reasons(error: SSL.Error) -> str:
     return "; ".join(entry[2] for entry in entries if entry[2])
 
 
-def _accept(_connection: SSL.Connection, _certificate: object, _error: int, _depth: int, _ok: int) -> bool:
+def _accept(_ok: int, _store: object) -> int:
     """Whatever the certificate says, TLS goes on; only the CertificateVerify signature counts here."""
-    return True
+    return 1
+
+
+# OpenSSL calls this three times a handshake, so it goes around pyOpenSSL's wrapper and the objects that it makes.
+_ACCEPT: Final[Any] = _FFI.callback("int (*)(int, X509_STORE_CTX *)", _accept)
 
 
 def _choose_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
