@@ -21,14 +21,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import verification
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from estd.errors import Code, Refused, Unavailable
 from estd.names import device_name, normalise_device
-from estd.ra.directory import Directory, LiveEcosystem, LiveIssuer, Place
+from estd.ra.directory import Directory, LiveEcosystem, Place
+from estd.ra.paths import Path, check_window, validate_path
 from estd.store.contract import Device, EnrollmentCode, Store, StoredCertificate
 from estd.wire.exchange import Peer
 
@@ -84,19 +81,6 @@ class Admitted:
             raise TypeError("an Admitted is made by Admission only")
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """A validated path, kept for the connection. The window is the intersection of all its certificates' validity."""
-
-    leaf: x509.Certificate
-    anchor: str | None
-    issuer: LiveIssuer | None
-    starts: datetime
-    ends: datetime
-    spki_sha256: bytes
-    ignore_expiry: bool
-
-
 class Admission:
     """Admits callers against the ecosystem their label leads to."""
 
@@ -140,36 +124,36 @@ class Admission:
     async def _admit_certificate(
         self, directory: Directory, ecosystem: LiveEcosystem, peer: Peer, now: datetime
     ) -> Credential:
-        key = ("path", ecosystem.ecosystem_id, ecosystem.version)
-        path = peer.memo.get(key)
+        key = (ecosystem.ecosystem_id, ecosystem.version)
+        path: Path | None = peer.memo.get(key)
         if path is None:
-            path = _validate_path(ecosystem, peer, now)
-            peer.memo[key] = path
-        _check_window(path, now)
-        if path.issuer is None:
-            return _idevid_credential(path, peer)
-        issuer_id = path.issuer.record.issuer_id
-        serial = _serial_octets(path.leaf)
-        if (issuer_id, serial) in directory.revoked:
-            raise Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
-        stored_key = ("stored", issuer_id, serial)
-        stored = peer.memo.get(stored_key)
-        if stored is None:
-            stored = await self._store.find_certificate(issuer_id, serial)
+            path = peer.memo[key] = validate_path(ecosystem, peer, now)
+        check_window(path, now)
+        if path.issuer is not None and (path.issuer.record.issuer_id, path.serial) in directory.revoked:
+            raise _revoked()
+        credential: Credential | None = peer.memo.get(path)
+        if credential is None:
+            credential = peer.memo[path] = await self._read_credential(path, peer)
+        return credential
+
+    async def _read_credential(self, path: Path, peer: Peer) -> Credential:
+        stored = None
+        if path.issuer is not None:
+            stored = await self._store.find_certificate(path.issuer.record.issuer_id, path.serial)
             # The whole certificate is compared, not only issuer and serial (CVE-2024-2048 came from less).
             if stored is None or not hmac.compare_digest(stored.certificate, peer.certificates[0]):
                 raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate")
-            peer.memo[stored_key] = stored
-        if stored.revoked_at is not None:
-            raise Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
+            if stored.revoked_at is not None:
+                raise _revoked()
         return Credential(
-            kind="issued",
-            identity=_certificate_identity(peer),
-            device=stored.device,
-            subject=path.leaf.subject.public_bytes(),
-            san=_san_octets(path.leaf),
-            issued=stored,
+            kind="anchor" if stored is None else "issued",
+            identity="x509:" + hashlib.sha256(peer.certificates[0]).hexdigest(),
+            device=device_name(path.subject) if stored is None else stored.device,
+            subject=path.subject,
+            san=path.san,
             spki_sha256=path.spki_sha256,
+            anchor=path.anchor,
+            issued=stored,
         )
 
     # --- enrollment codes ------------------------------------------------------------------------------------------
@@ -177,7 +161,10 @@ class Admission:
     async def _admit_code(self, place: Place, authorization: str, now: datetime) -> Credential:
         user, secret = _read_basic(authorization)
         ecosystem = place.ecosystem
-        device = normalise_device(user)
+        try:
+            device = normalise_device(user)
+        except Refused as refused:
+            raise Refused(Code.CREDENTIAL_INVALID, refused.detail, "RFC 7030 §3.2.3") from None
         self._check_pause(ecosystem.ecosystem_id, device, now)
         codes = await self._store.find_codes(ecosystem.ecosystem_id, device)
         presented = hash_secret(secret)
@@ -249,6 +236,10 @@ def _read_basic(authorization: str) -> tuple[str, str]:
     return user, secret
 
 
+def _revoked() -> Refused:
+    return Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
+
+
 def _common_name(device: str) -> bytes:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)]).public_bytes()
 
@@ -282,124 +273,3 @@ def _check_role(place: Place, purpose: Purpose, credential: Credential) -> None:
         wanted = "code"
     if wanted not in profile.enroll:
         raise Refused(Code.NOT_AUTHORIZED, "this credential may not enroll under this profile", "RFC 7030 §3.7")
-
-
-def _validate_path(ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> _Path:
-    try:
-        leaf = x509.load_der_x509_certificate(peer.certificates[0])
-        rest = [x509.load_der_x509_certificate(der) for der in peer.certificates[1:]]
-        issuer = _find_issuer(ecosystem, leaf)
-        _check_leaf(leaf)
-    except ValueError:
-        raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read") from None
-    starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    spki_sha256 = hashlib.sha256(
-        leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    ).digest()
-    if issuer is not None:
-        return _Path(leaf, None, issuer, starts, ends, spki_sha256, ignore_expiry=False)
-    if ecosystem.policy is None:
-        raise _untrusted()
-    # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
-    # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
-    judged = min(max(now, starts), ends)
-    try:
-        chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf, rest).chain
-    except verification.VerificationError:
-        raise _untrusted() from None
-    anchor = ecosystem.anchor_names[chain[-1].public_bytes(Encoding.DER)]
-    return _Path(
-        leaf=leaf,
-        anchor=anchor.name,
-        issuer=None,
-        starts=max(certificate.not_valid_before_utc for certificate in chain),
-        ends=min(certificate.not_valid_after_utc for certificate in chain),
-        spki_sha256=spki_sha256,
-        ignore_expiry=anchor.ignore_expiry,
-    )
-
-
-def _untrusted() -> Refused:
-    return Refused(
-        Code.CERTIFICATE_UNTRUSTED,
-        "no path from this client certificate to a trust anchor of this ecosystem",
-        "RFC 5280 §6.1",
-    )
-
-
-def _find_issuer(ecosystem: LiveEcosystem, leaf: x509.Certificate) -> LiveIssuer | None:
-    subject = leaf.issuer.public_bytes()
-    for issuer in ecosystem.issuers:
-        if issuer.subject != subject:
-            continue
-        try:
-            leaf.verify_directly_issued_by(issuer.certificate)
-        except (InvalidSignature, ValueError, TypeError):
-            continue
-        return issuer
-    return None
-
-
-def _check_leaf(leaf: x509.Certificate) -> None:
-    """Refuse certificates that must not act as a client, whoever signed them (RFC 5280 §4.2.1.3, §4.2.1.9, §4.2.1.12)."""
-    constraints = _find_extension(leaf, ExtensionOID.BASIC_CONSTRAINTS)
-    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
-        raise Refused(Code.CERTIFICATE_UNFIT, "a CA certificate cannot act as a device", "RFC 5280 §4.2.1.9")
-    usage = _find_extension(leaf, ExtensionOID.KEY_USAGE)
-    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
-        raise Refused(Code.CERTIFICATE_UNFIT, "its key usage does not allow digitalSignature", "RFC 5280 §4.2.1.3")
-    purposes = _find_extension(leaf, ExtensionOID.EXTENDED_KEY_USAGE)
-    if isinstance(purposes, x509.ExtendedKeyUsage) and not (
-        ExtendedKeyUsageOID.CLIENT_AUTH in purposes or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in purposes
-    ):
-        raise Refused(Code.CERTIFICATE_UNFIT, "its extended key usage lacks clientAuth", "RFC 5280 §4.2.1.12")
-
-
-def _find_extension(leaf: x509.Certificate, oid: x509.ObjectIdentifier) -> x509.ExtensionType | None:
-    try:
-        return leaf.extensions.get_extension_for_oid(oid).value
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _check_window(path: _Path, now: datetime) -> None:
-    if now < path.starts:
-        raise Refused(
-            Code.CERTIFICATE_NOT_YET_VALID,
-            f"the client certificate is not valid before {path.starts:%Y-%m-%dT%H:%M:%SZ}; here it is "
-            f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            "RFC 5280 §6.1.3",
-        )
-    if now > path.ends and not path.ignore_expiry:
-        raise Refused(
-            Code.CERTIFICATE_EXPIRED,
-            f"the client certificate expired at {path.ends:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
-            "RFC 5280 §6.1.3",
-        )
-
-
-def _idevid_credential(path: _Path, peer: Peer) -> Credential:
-    subject = path.leaf.subject.public_bytes()
-    return Credential(
-        kind="anchor",
-        identity=_certificate_identity(peer),
-        device=device_name(subject),
-        subject=subject,
-        san=_san_octets(path.leaf),
-        anchor=path.anchor,
-        spki_sha256=path.spki_sha256,
-    )
-
-
-def _certificate_identity(peer: Peer) -> str:
-    return "x509:" + hashlib.sha256(peer.certificates[0]).hexdigest()
-
-
-def _serial_octets(leaf: x509.Certificate) -> bytes:
-    number = leaf.serial_number
-    return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
-
-
-def _san_octets(leaf: x509.Certificate) -> bytes | None:
-    extension = _find_extension(leaf, ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
-    return None if extension is None else extension.public_bytes()

@@ -1,0 +1,153 @@
+"""Whose certificate is it: the path from a client certificate to an anchor or an issuer of one ecosystem.
+
+Path validation is RFC 5280 §6.1, carried out by `cryptography` with policies of our own, because IDevIDs carry neither the
+SAN nor the key purpose that its defaults want (IEEE 802.1AR §8). A path is worth keeping for as long as the connection and
+the ecosystem's version last; its window of time is compared anew for every request (`check_window`).
+
+Revocation of what makers issued is not checked here: see ``rfc-notes/divergences.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from estd.asn1.certificate import read_fields
+from estd.errors import Code, Refused
+from estd.ra.directory import LiveEcosystem, LiveIssuer
+from estd.wire.exchange import Peer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """A validated path and what its leaf says. The window is the intersection of all its certificates' validity."""
+
+    serial: bytes
+    """Content octets of the leaf's serial INTEGER."""
+    subject: bytes
+    """DER Name of the leaf."""
+    san: bytes | None
+    """DER GeneralNames of the leaf."""
+    spki_sha256: bytes
+    anchor: str | None
+    """Name of the maker's anchor it ends at; None for a certificate of ours."""
+    issuer: LiveIssuer | None
+    """Which of our issuers signed it; None for a maker's."""
+    starts: datetime
+    ends: datetime
+    ignore_expiry: bool
+
+
+def validate_path(ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> Path:
+    """The path of the certificate the peer holds the key of.
+
+    Raises:
+        Refused: CERTIFICATE_UNFIT when it must not act as a client, CERTIFICATE_UNTRUSTED when there is no path.
+    """
+    der = peer.certificates[0]
+    try:
+        leaf = x509.load_der_x509_certificate(der)
+        rest = [x509.load_der_x509_certificate(other) for other in peer.certificates[1:]]
+        extensions = {extension.oid: extension.value for extension in leaf.extensions}
+        fields = read_fields(der)
+        starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    except (ValueError, Refused):
+        raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read") from None
+    _check_purpose(extensions)
+    anchor, ignore_expiry = None, False
+    issuer = _find_issuer(ecosystem, leaf, fields.issuer)
+    if issuer is None:
+        if ecosystem.policy is None:
+            raise _untrusted()
+        # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
+        # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
+        judged = min(max(now, starts), ends)
+        try:
+            chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf, rest).chain
+        except verification.VerificationError:
+            raise _untrusted() from None
+        maker = ecosystem.anchor_names[chain[-1].public_bytes(Encoding.DER)]
+        anchor, ignore_expiry = maker.name, maker.ignore_expiry
+        for above in chain[1:]:
+            starts, ends = max(starts, above.not_valid_before_utc), min(ends, above.not_valid_after_utc)
+    san = extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
+    return Path(
+        serial=fields.serial,
+        subject=fields.subject,
+        san=None if san is None else san.public_bytes(),
+        spki_sha256=hashlib.sha256(fields.spki).digest(),
+        anchor=anchor,
+        issuer=issuer,
+        starts=starts,
+        ends=ends,
+        ignore_expiry=ignore_expiry,
+    )
+
+
+def check_window(path: Path, now: datetime) -> None:
+    """Refuse a path that is not valid at this time; both ends of the window belong to it (RFC 5280 §4.1.2.5).
+
+    Raises:
+        Refused: CERTIFICATE_NOT_YET_VALID or CERTIFICATE_EXPIRED, with both clocks in the text, because it is often the
+            device's clock that is wrong.
+    """
+    if now < path.starts:
+        raise Refused(
+            Code.CERTIFICATE_NOT_YET_VALID,
+            f"the client certificate is not valid before {path.starts:%Y-%m-%dT%H:%M:%SZ}; here it is "
+            f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "RFC 5280 §6.1.3",
+        )
+    # RFC 8995 §2.6.2: the operator may excuse a maker's expired birth certificates.
+    if now > path.ends and not path.ignore_expiry:
+        raise Refused(
+            Code.CERTIFICATE_EXPIRED,
+            f"the client certificate expired at {path.ends:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
+            "RFC 5280 §6.1.3",
+        )
+
+
+# --- private -------------------------------------------------------------------------------------------------------
+
+
+def _untrusted() -> Refused:
+    return Refused(
+        Code.CERTIFICATE_UNTRUSTED,
+        "no path from this client certificate to a trust anchor of this ecosystem",
+        "RFC 5280 §6.1",
+    )
+
+
+def _find_issuer(ecosystem: LiveEcosystem, leaf: x509.Certificate, name: bytes) -> LiveIssuer | None:
+    for issuer in ecosystem.issuers:
+        if issuer.subject != name:
+            continue
+        try:
+            leaf.verify_directly_issued_by(issuer.certificate)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return issuer
+    return None
+
+
+def _check_purpose(extensions: Mapping[x509.ObjectIdentifier, x509.ExtensionType]) -> None:
+    """Refuse certificates that must not act as a client, whoever signed them."""
+    constraints = extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        raise Refused(Code.CERTIFICATE_UNFIT, "a CA certificate cannot act as a device", "RFC 5280 §4.2.1.9")
+    usage = extensions.get(ExtensionOID.KEY_USAGE)
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        raise Refused(Code.CERTIFICATE_UNFIT, "its key usage does not allow digitalSignature", "RFC 5280 §4.2.1.3")
+    purposes = extensions.get(ExtensionOID.EXTENDED_KEY_USAGE)
+    if isinstance(purposes, x509.ExtendedKeyUsage) and not (
+        ExtendedKeyUsageOID.CLIENT_AUTH in purposes or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in purposes
+    ):
+        raise Refused(Code.CERTIFICATE_UNFIT, "its extended key usage lacks clientAuth", "RFC 5280 §4.2.1.12")
