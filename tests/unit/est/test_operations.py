@@ -1,0 +1,859 @@
+"""Who may call what, where: every operation by every kind of caller at every kind of label, and every shape of path.
+
+The matrix is generated from `estd.est.operations.ROUTES`. `ALLOWED` names the only cells that end in a certificate;
+everything else has to be refused with the code that `REFUSED` documents, by one audit event and without an intent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from est_world import (
+    ADDRESS,
+    HOME,
+    NEIGHBOUR,
+    NOWHERE,
+    PROFILE,
+    Caller,
+    World,
+    basic,
+    identity_of,
+    now,
+    open_world,
+    read_certificate,
+)
+from factory import SERVER_AUTH, make_device, make_key, make_maker, make_name
+from postgres_fixture import PostgresServer
+
+from estd.asn1.oids import OIDS
+from estd.errors import Broken, Code, Unavailable
+from estd.est.messages import STATUS, write_binding
+from estd.est.operations import ROOT, ROUTES, Guarded, Public, Route
+from estd.ra import admission, paths
+from estd.ra.admission import Purpose
+from estd.wire.exchange import Peer, Reply
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ENROLL, REENROLL = "simpleenroll", "simplereenroll"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(postgres_server: PostgresServer) -> AsyncIterator[World]:
+    database = await postgres_server.take()
+    async with open_world(database) as world:
+        yield world
+    await postgres_server.give_back(database)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def demanding(postgres_server: PostgresServer) -> AsyncIterator[World]:
+    """A world whose profile wants a channel binding and the letter of the RFCs."""
+    database = await postgres_server.take()
+    async with open_world(database, "require_binding = true\nstrict = true") as world:
+        yield world
+    await postgres_server.give_back(database)
+
+
+# --- the table itself --------------------------------------------------------------------------------------------------
+
+
+async def test_the_operations_are_these() -> None:
+    """A new operation has to be entered here and in the tables below, or the suite fails."""
+    assert [(route.operation, route.method, type(route.access)) for route in ROUTES] == [
+        ("cacerts", "GET", Public),
+        ("csrattrs", "GET", Public),
+        (ENROLL, "POST", Guarded),
+        (REENROLL, "POST", Guarded),
+    ]
+    purposes = {route.operation: route.access.purpose for route in ROUTES if isinstance(route.access, Guarded)}
+    assert purposes == {ENROLL: Purpose.ENROLL, REENROLL: Purpose.REENROLL}
+    for reasons in REFUSED.values():
+        assert set(reasons) == set(purposes)
+
+
+async def test_a_route_cannot_be_written_down_without_access() -> None:
+    assert inspect.signature(Route).parameters["access"].default is inspect.Parameter.empty
+    with pytest.raises(TypeError):
+        Route("fullcmc", "POST")  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Guarded(handler=None)  # type: ignore[call-arg, arg-type]
+
+
+async def test_no_handler_but_the_public_ones_is_called_without_an_admitted() -> None:
+    for route in ROUTES:
+        third = list(inspect.signature(route.access.handler).parameters.values())[2]
+        assert third.annotation == ("Place" if isinstance(route.access, Public) else "Admitted"), route.operation
+
+
+# --- the callers -------------------------------------------------------------------------------------------------------
+
+CALLERS: dict[str, Callable[[World], Awaitable[Caller]]] = {}
+
+
+def caller(make: Callable[[World], Awaitable[Caller]]) -> Callable[[World], Awaitable[Caller]]:
+    CALLERS[make.__name__] = make
+    return make
+
+
+@caller
+async def nobody(world: World) -> Caller:
+    return Caller(world.new_name())
+
+
+@caller
+async def stranger(world: World) -> Caller:
+    name = world.new_name()
+    return Caller(name, (make_device(None, name, starts=now() - timedelta(hours=1)).der,))
+
+
+@caller
+async def stranger_with_own_root(world: World) -> Caller:
+    name, maker = world.new_name(), make_maker("Maker of campus", starts=now() - timedelta(days=1))
+    return Caller(name, (make_device(maker, name, starts=now() - timedelta(hours=1)).der, maker.der))
+
+
+@caller
+async def idevid(world: World) -> Caller:
+    return world.born(HOME)
+
+
+@caller
+async def neighbours_idevid(world: World) -> Caller:
+    return world.born(NEIGHBOUR)
+
+
+@caller
+async def neighbours_idevid_in_good_company(world: World) -> Caller:
+    device, issuer = world.born(NEIGHBOUR), world.issuer(HOME).certificate
+    return Caller(device.name, (*device.certificates, world.makers[HOME].der, issuer))
+
+
+@caller
+async def own(world: World) -> Caller:
+    return await world.enrolled(HOME)
+
+
+@caller
+async def own_gateway(world: World) -> Caller:
+    return await world.enrolled(HOME, "gateway")
+
+
+@caller
+async def own_from_neighbour(world: World) -> Caller:
+    return await world.enrolled(NEIGHBOUR)
+
+
+@caller
+async def own_unrecorded(world: World) -> Caller:
+    party = world.signed(HOME)
+    return Caller(world.new_name(), (party.der,))
+
+
+@caller
+async def own_forged(world: World) -> Caller:
+    """Issuer's name, serial and authority key identifier of a certificate on record; another key signed it."""
+    real = await world.enrolled(HOME)
+    serial = x509.load_der_x509_certificate(real.certificates[0]).serial_number
+    party = world.signed(HOME, name=real.name, serial=serial)
+    return Caller(real.name, (party.der,))
+
+
+@caller
+async def own_revoked(world: World) -> Caller:
+    device = await world.enrolled(HOME)
+    await world.revoke(device)
+    return device
+
+
+@caller
+async def own_expired(world: World) -> Caller:
+    return await world.recorded(HOME, starts=now() - timedelta(hours=1), ends=now() - timedelta(seconds=5))
+
+
+@caller
+async def own_for_servers_only(world: World) -> Caller:
+    return await world.recorded(HOME, eku=[SERVER_AUTH])
+
+
+@caller
+async def idevid_expired(world: World) -> Caller:
+    return world.born(HOME, ends=now() - timedelta(seconds=5))
+
+
+@caller
+async def idevid_from_the_future(world: World) -> Caller:
+    return world.born(HOME, starts=now() + timedelta(hours=1))
+
+
+@caller
+async def idevid_for_servers_only(world: World) -> Caller:
+    return world.born(HOME, eku=[SERVER_AUTH])
+
+
+@caller
+async def idevid_that_cannot_sign(world: World) -> Caller:
+    return world.born(HOME, digital_signature=False)
+
+
+@caller
+async def maker_itself(world: World) -> Caller:
+    return Caller(world.new_name(), (world.makers[HOME].der,))
+
+
+@caller
+async def ca_of_a_maker(world: World) -> Caller:
+    return world.born(HOME, ca=True)
+
+
+@caller
+async def our_issuer_itself(world: World) -> Caller:
+    return Caller(world.new_name(), (world.issuer(HOME).certificate,))
+
+
+@caller
+async def code(world: World) -> Caller:
+    return await world.coded(HOME)
+
+
+@caller
+async def code_wrong(world: World) -> Caller:
+    device = await world.coded(HOME)
+    return Caller(device.name, (), basic(device.name, "00000-00000-00000-00000"))
+
+
+@caller
+async def code_of_another_device(world: World) -> Caller:
+    device, other = await world.coded(HOME), await world.coded(HOME)
+    secret = base64.b64decode((other.authorization or "").partition(" ")[2]).decode().partition(":")[2]
+    return Caller(device.name, (), basic(device.name, secret))
+
+
+@caller
+async def code_of_neighbour(world: World) -> Caller:
+    return await world.coded(NEIGHBOUR)
+
+
+@caller
+async def code_of_neighbours_namesake(world: World) -> Caller:
+    device = await world.coded(HOME)
+    return await world.coded(NEIGHBOUR, name=device.name)
+
+
+@caller
+async def code_spent(world: World) -> Caller:
+    device = await world.coded(HOME)
+    read_certificate(await world.ask(ENROLL, HOME, device))
+    return device
+
+
+@caller
+async def code_expired(world: World) -> Caller:
+    return await world.coded(HOME, expires_at=now() - timedelta(seconds=1))
+
+
+@caller
+async def code_for_another_profile(world: World) -> Caller:
+    return await world.coded(HOME, profile="gateway")
+
+
+@caller
+async def code_wrong_beside_idevid(world: World) -> Caller:
+    device = world.born(HOME)
+    return Caller(device.name, device.certificates, basic(device.name, "00000-00000-00000-00000"))
+
+
+@caller
+async def code_beside_neighbours_idevid(world: World) -> Caller:
+    device, foreign = await world.coded(HOME), world.born(NEIGHBOUR)
+    return Caller(device.name, foreign.certificates, device.authorization)
+
+
+@caller
+async def bearer_beside_idevid(world: World) -> Caller:
+    device = world.born(HOME)
+    return Caller(device.name, device.certificates, "Bearer eyJhbGciOiJub25lIn0.e30.")
+
+
+# --- the matrix --------------------------------------------------------------------------------------------------------
+
+LABELS = (HOME, PROFILE, NEIGHBOUR, NOWHERE, "estd-server", None)
+"""The ecosystem, one of its profiles, the neighbour, nobody, the server's own, and none, which the operator made `HOME`."""
+
+ALLOWED = {
+    ("idevid", ENROLL, HOME),
+    ("neighbours_idevid", ENROLL, NEIGHBOUR),
+    ("neighbours_idevid_in_good_company", ENROLL, NEIGHBOUR),
+    ("own", ENROLL, PROFILE),
+    ("own", REENROLL, HOME),
+    ("own_gateway", REENROLL, PROFILE),
+    ("own_from_neighbour", REENROLL, NEIGHBOUR),
+    ("code", ENROLL, HOME),
+    ("code_of_neighbour", ENROLL, NEIGHBOUR),
+    ("code_of_neighbours_namesake", ENROLL, NEIGHBOUR),
+    ("code_beside_neighbours_idevid", ENROLL, HOME),
+}
+"""A code says who asks, whatever certificate its connection carries (RFC 7030 §3.2.3)."""
+
+_MISSING, _INVALID, _SPENT = Code.CREDENTIAL_MISSING, Code.CREDENTIAL_INVALID, Code.CODE_SPENT
+_UNTRUSTED, _UNFIT, _ROLE = Code.CERTIFICATE_UNTRUSTED, Code.CERTIFICATE_UNFIT, Code.NOT_AUTHORIZED
+_REVOKED, _EXPIRED, _EARLY = Code.CERTIFICATE_REVOKED, Code.CERTIFICATE_EXPIRED, Code.CERTIFICATE_NOT_YET_VALID
+_YES = None
+
+
+def _row(*six: Code | None) -> dict[str, tuple[Code | None, ...]]:
+    assert len(six) == 6
+    return {ENROLL: six[:3], REENROLL: six[3:]}
+
+
+# At the ecosystem, its profile's label and the neighbour's: first to enroll, then to renew.
+REFUSED: dict[str, dict[str, tuple[Code | None, ...]]] = {
+    "nobody": _row(*[_MISSING] * 6),
+    "stranger": _row(*[_UNTRUSTED] * 6),
+    "stranger_with_own_root": _row(*[_UNTRUSTED] * 6),
+    "idevid": _row(_YES, _ROLE, _UNTRUSTED, _ROLE, _ROLE, _UNTRUSTED),
+    "neighbours_idevid": _row(_UNTRUSTED, _UNTRUSTED, _YES, _UNTRUSTED, _UNTRUSTED, _ROLE),
+    "neighbours_idevid_in_good_company": _row(_UNTRUSTED, _UNTRUSTED, _YES, _UNTRUSTED, _UNTRUSTED, _ROLE),
+    "own": _row(_ROLE, _YES, _UNTRUSTED, _YES, _ROLE, _UNTRUSTED),
+    "own_gateway": _row(_ROLE, _ROLE, _UNTRUSTED, _ROLE, _YES, _UNTRUSTED),
+    "own_from_neighbour": _row(_UNTRUSTED, _UNTRUSTED, _ROLE, _UNTRUSTED, _UNTRUSTED, _YES),
+    "own_unrecorded": _row(*[_UNTRUSTED] * 6),
+    "own_forged": _row(*[_UNTRUSTED] * 6),
+    "own_revoked": _row(_REVOKED, _REVOKED, _UNTRUSTED, _REVOKED, _REVOKED, _UNTRUSTED),
+    "own_expired": _row(_EXPIRED, _EXPIRED, _UNTRUSTED, _EXPIRED, _EXPIRED, _UNTRUSTED),
+    "own_for_servers_only": _row(*[_UNFIT] * 6),
+    "idevid_expired": _row(_EXPIRED, _EXPIRED, _UNTRUSTED, _EXPIRED, _EXPIRED, _UNTRUSTED),
+    "idevid_from_the_future": _row(_EARLY, _EARLY, _UNTRUSTED, _EARLY, _EARLY, _UNTRUSTED),
+    "idevid_for_servers_only": _row(*[_UNFIT] * 6),
+    "idevid_that_cannot_sign": _row(*[_UNFIT] * 6),
+    "maker_itself": _row(*[_UNFIT] * 6),
+    "ca_of_a_maker": _row(*[_UNFIT] * 6),
+    "our_issuer_itself": _row(*[_UNFIT] * 6),
+    "code": _row(_YES, _ROLE, _INVALID, *[_MISSING] * 3),
+    "code_wrong": _row(_INVALID, _INVALID, _INVALID, *[_MISSING] * 3),
+    "code_of_another_device": _row(_INVALID, _INVALID, _INVALID, *[_MISSING] * 3),
+    "code_of_neighbour": _row(_INVALID, _INVALID, _YES, *[_MISSING] * 3),
+    "code_of_neighbours_namesake": _row(_INVALID, _INVALID, _YES, *[_MISSING] * 3),
+    "code_spent": _row(_SPENT, _ROLE, _INVALID, *[_MISSING] * 3),
+    "code_expired": _row(_INVALID, _INVALID, _INVALID, *[_MISSING] * 3),
+    # The profile it is for takes no codes at all.
+    "code_for_another_profile": _row(_ROLE, _ROLE, _INVALID, *[_MISSING] * 3),
+    "code_wrong_beside_idevid": _row(_INVALID, _INVALID, _INVALID, _ROLE, _ROLE, _UNTRUSTED),
+    "code_beside_neighbours_idevid": _row(_YES, _ROLE, _INVALID, _UNTRUSTED, _UNTRUSTED, _ROLE),
+    "bearer_beside_idevid": _row(_INVALID, _INVALID, _INVALID, _ROLE, _ROLE, _UNTRUSTED),
+}
+
+
+def expected_refusal(who: str, operation: str, label: str | None) -> Code | None:
+    if label in (NOWHERE, "estd-server"):
+        return Code.LABEL_UNKNOWN
+    return REFUSED[who][operation][(HOME, PROFILE, NEIGHBOUR).index(label or HOME)]
+
+
+async def test_the_tables_agree_on_what_is_allowed() -> None:
+    assert set(REFUSED) == set(CALLERS)
+    cells = {
+        (who, operation, label)
+        for who in CALLERS
+        for operation in (ENROLL, REENROLL)
+        for label in (HOME, PROFILE, NEIGHBOUR)
+        if expected_refusal(who, operation, label) is None
+    }
+    assert cells == ALLOWED
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
+@pytest.mark.parametrize("who", CALLERS)
+async def test_matrix(world: World, who: str, route: Route, label: str | None) -> None:
+    caller = await CALLERS[who](world)
+    mark = await world.mark()
+    operation, outcome, reply = await world.ask(route.operation, label, caller)
+    trace = await world.since(mark)
+    assert operation == route.operation
+    if isinstance(route.access, Public):
+        check_public(trace, outcome, reply, label)
+        return
+    refusal = expected_refusal(who, route.operation, label)
+    assert ((who, route.operation, label or HOME) in ALLOWED) == (refusal is None)
+    if refusal is None:
+        check_granted(world, trace, (operation, outcome, reply), caller, label)
+        return
+    assert outcome == refusal.value
+    assert reply.status == STATUS[refusal]
+    assert (trace.intents, trace.certificates) == (0, 0)
+    (event,) = trace.events
+    assert event["kind"] == f"est.{route.operation}"
+    assert event["outcome"] == "refused"
+    assert event["code"] == refusal.value
+    assert event["ecosystem"] == label
+    known = None if label in (NOWHERE, "estd-server") else NEIGHBOUR if label == NEIGHBOUR else HOME
+    assert event["ecosystem_id"] == (None if known is None else world.records[known].ecosystem_id)
+    assert event["identity"] == identity_of(caller)
+    assert event["address"] == ADDRESS
+    assert event["request_id"] in dict(reply.headers)["X-Request-Id"]
+    assert event["serial"] is None
+
+
+def check_public(trace: Any, outcome: str, reply: Reply, label: str | None) -> None:
+    assert (trace.intents, trace.certificates) == (0, 0)
+    if label in (NOWHERE, "estd-server"):
+        assert (outcome, reply.status) == (Code.LABEL_UNKNOWN.value, 404)
+        assert len(trace.events) == 1
+    else:
+        assert outcome == "ok"
+        assert reply.status in (200, 204)
+        assert trace.events == []
+
+
+def check_granted(world: World, trace: Any, answer: tuple[str, str, Reply], caller: Caller, label: str | None) -> None:
+    certificate = x509.load_der_x509_certificate(read_certificate(answer))
+    assert (trace.intents, trace.certificates) == (1, 1)
+    (event,) = trace.events
+    assert (event["kind"], event["outcome"], event["code"]) == (f"est.{answer[0]}", "granted", None)
+    assert int(event["serial"], 16) == certificate.serial_number
+    home = world.records[NEIGHBOUR if label == NEIGHBOUR else HOME]
+    assert event["ecosystem_id"] == home.ecosystem_id
+    certificate.verify_directly_issued_by(
+        x509.load_der_x509_certificate(world.issuer(NEIGHBOUR if label == NEIGHBOUR else HOME).certificate)
+    )
+    assert certificate.subject == make_name(caller.name)
+    with pytest.raises(x509.ExtensionNotFound):
+        certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+
+
+async def test_without_a_default_ecosystem_a_path_without_label_leads_nowhere(world: World) -> None:
+    for default in (None, "estd-server", "not-there"):
+        await world.reload(default=default)
+        for route in ROUTES:
+            mark = await world.mark()
+            _, outcome, reply = await world.ask(route.operation, None, world.born(HOME))
+            assert (outcome, reply.status) == (Code.LABEL_UNKNOWN.value, 404)
+            assert (await world.since(mark)).intents == 0
+    await world.reload()
+
+
+# --- authorization that fails -------------------------------------------------------------------------------------------
+
+
+PARTS = sorted(
+    {
+        name
+        for module in (admission, paths)
+        for name, part in inspect.getmembers(module, inspect.isfunction)
+        if part.__module__.startswith("estd.ra.")
+    }
+)
+"""Every function that admission is made of."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("x"), TimeoutError(), KeyError("x"), Broken("x"), OSError()], ids=repr)
+async def test_a_part_of_admission_that_fails_admits_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    met = set()
+    for who, operation in (("idevid", ENROLL), ("own", REENROLL), ("code", ENROLL)):
+        for part in PARTS:
+            caller = await CALLERS[who](world)
+            called = []
+
+            def fail(*_: object, called: list[bool] = called, **__: object) -> None:
+                called.append(True)
+                raise fault
+
+            mark = await world.mark()
+            with monkeypatch.context() as patch:
+                for module in (admission, paths):
+                    if hasattr(module, part):
+                        patch.setattr(module, part, fail)
+                try:
+                    outcome = (await world.ask(operation, HOME, caller))[1]
+                except type(fault):
+                    outcome = "fault"
+            trace = await world.since(mark)
+            if called:
+                met.add(part)
+                assert outcome != "ok", (who, part)
+                assert (trace.intents, trace.certificates, len(trace.events)) == (0, 0, 1), (who, part)
+            if outcome == "fault":
+                assert (trace.events[0]["outcome"], trace.events[0]["code"]) == ("failed", Code.INTERNAL.value)
+                assert trace.events[0]["identity"] == identity_of(caller)
+    assert {"validate_path", "check_window", "_check_role", "hash_secret", "_read_basic"} <= met
+
+
+@pytest.mark.parametrize("answer", [None, True, 1, "admitted", object()], ids=repr)
+async def test_whatever_admission_returns_but_an_admitted_grants_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    async def admit(*_: object) -> object:
+        return answer
+
+    device = world.born(HOME)
+    mark = await world.mark()
+    monkeypatch.setattr(world.est._admission, "admit", admit)
+    with pytest.raises(AttributeError):
+        await world.ask(ENROLL, HOME, device)
+    trace = await world.since(mark)
+    assert (trace.intents, trace.certificates) == (0, 0)
+    assert [(event["outcome"], event["code"]) for event in trace.events] == [("failed", Code.INTERNAL.value)]
+
+
+@pytest.mark.parametrize("call", ["find_certificate", "find_codes"])
+async def test_a_store_that_knows_nothing_admits_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    device = await (own(world) if call == "find_certificate" else code(world))
+    operation = REENROLL if call == "find_certificate" else ENROLL
+
+    async def forgotten(*_: object) -> None:
+        return None
+
+    async def away(*_: object) -> None:
+        raise Unavailable(Code.STORE_UNAVAILABLE, "away")
+
+    mark = await world.mark()
+    for instead, code_expected in (
+        (forgotten, Code.CERTIFICATE_UNTRUSTED if operation == REENROLL else Code.CREDENTIAL_INVALID),
+        (away, Code.STORE_UNAVAILABLE),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(world.store, call, instead)
+            _, outcome, reply = await world.ask(operation, HOME, device)
+        assert (outcome, reply.status) == (code_expected.value, STATUS[code_expected])
+    assert dict(reply.headers)["Retry-After"] == "5"
+    trace = await world.since(mark)
+    assert trace.intents == 0
+    assert [event["outcome"] for event in trace.events] == ["refused", "failed"]
+    read_certificate(await world.ask(operation, HOME, device))  # and nothing of it is held against the device
+
+
+# --- paths and methods --------------------------------------------------------------------------------------------------
+
+NO_PATHS = [
+    "",
+    "/",
+    "*",
+    ".well-known/est/campus/OP",
+    "/.well-known/est",
+    "/.well-known/est/",
+    "/.well-known/est//",
+    "/.well-known/est/campus",
+    "/.well-known/est/campus/",
+    "/.well-known/est/campus//",
+    "/.well-known/est/campus//OP",
+    "/.well-known/est//campus/OP",
+    "/.well-known//est/campus/OP",
+    "//.well-known/est/campus/OP",
+    "/.well-known/est//OP",
+    "/.well-known/est/campus/OP//",
+    "/.well-known/est/./campus/OP",
+    "/.well-known/est/campus/./OP",
+    "/.well-known/est/south/../campus/OP",
+    "/.well-known/est/../est/campus/OP",
+    "/.well-known/est/campus/../OP",
+    "/.well-known/est/../OP",
+    "/x/../.well-known/est/campus/OP",
+    "/.well-known/est/%2e/campus/OP",
+    "/.well-known/est/south/%2e%2e/campus/OP",
+    "/.well-known/est/campus%2FOP",
+    "/.well-known/est/campus%2fOP",
+    "/.well-known%2Fest/campus/OP",
+    "/.well-known/est/%63ampus/OP",
+    "/.well-known/est/campus/%63acerts",
+    "/.well-known/est/campus/OP%00",
+    "/.well-known/est/campus%00/OP",
+    "/.well-known/est/campus\x00/OP",
+    "/.well-known/est/campus/OP\x00",
+    "/.well-known/est/campus\n/OP",
+    "/.well-known/est/campus/OP\n",
+    "/.well-known/est/campus/OP ",
+    "/.well-known/est/ campus/OP",
+    "/.well-known/est/campus /OP",
+    "/.well-known/est/campus\\OP",
+    "/.well-known/est/campus;x=y/OP",
+    "/.well-known/est/campus/OP;x=y",
+    "/.well-known/est/campus/OP?",
+    "/.well-known/est/campus/OP#",
+    "/.well-known/est/CAMPUS/OP",
+    "/.well-known/est/Campus/OP",
+    "/.WELL-KNOWN/est/campus/OP",
+    "/.well-known/EST/campus/OP",
+    "/.well-known/est/campus/OPx",
+    "/.well-known/est/campus/xOP",
+    "/.well-known/estx/campus/OP",
+    "/.well-known/est-campus/OP",
+    "/.well-known/est/campus/campus/OP",
+    "/.well-known/est/campus/OP/OP",
+    "/.well-known/est/campus/OP/x",
+    "/.well-known/est/c\u0430mpus/OP",  # a Cyrillic letter
+    "/.well-known/est/ｃampus/OP",
+    "/.well-known/est/campu\u017f/OP",  # folds to s
+    "/.well-known/est/campus\u200b/OP",
+    "/.well-known/est/*/OP",
+    "/.well-known/est/camp%/OP",
+    "/.well-known/est/camp_s/OP",
+    "/.well-known/est/../../etc/passwd",
+    "/.well-known/est/" + "a" * 64 + "/OP",
+    "/.well-known/est/" + "a" * 8000 + "/OP",
+    "/.well-known/est/" + "a/" * 4000 + "OP",
+    "https://localhost/.well-known/est/campus/OP",
+]
+"""OP is the operation. Nothing is decoded, folded, collapsed or guessed at: these are no paths of ours."""
+
+NO_LABELS = ["campu", "campuss", "campus-", "campus-gateway", "campus-gatewaysx", "campus.", "a" * 63, "OP", "cacerts"]
+"""These might be labels and are nobody's."""
+
+
+@pytest.mark.parametrize("operation", ["cacerts", ENROLL])
+@pytest.mark.parametrize("path", NO_PATHS)
+async def test_paths_that_are_not_ours(world: World, path: str, operation: str) -> None:
+    await check_nowhere(world, path.replace("OP", operation), operation, Code.PATH_UNKNOWN)
+
+
+@pytest.mark.parametrize("operation", ["cacerts", ENROLL])
+@pytest.mark.parametrize("label", NO_LABELS)
+async def test_labels_that_are_nobodys(world: World, label: str, operation: str) -> None:
+    path = f"{ROOT}{label}/{operation}".replace("OP", operation)
+    await check_nowhere(world, path, operation, Code.LABEL_UNKNOWN)
+
+
+async def check_nowhere(world: World, path: str, operation: str, refusal: Code) -> None:
+    mark = await world.mark()
+    _, outcome, reply = await world.ask(operation, None, world.born(HOME), path=path)
+    assert (outcome, reply.status) == (refusal.value, 404)
+    trace = await world.since(mark)
+    assert (trace.intents, trace.certificates, len(trace.events)) == (0, 0, 1)
+
+
+async def test_one_slash_at_the_end_is_put_up_with(world: World) -> None:
+    for label in (f"{HOME}/", ""):
+        read_certificate(await world.ask(ENROLL, None, world.born(HOME), path=f"{ROOT}{label}{ENROLL}/"))
+
+
+async def test_an_operation_that_is_no_label_of_anybody_is_found_at_the_root_only(world: World) -> None:
+    assert (await world.ask("cacerts", None, Caller("x"), path=f"{ROOT}cacerts"))[1] == "ok"
+    assert (await world.ask("cacerts", "cacerts", Caller("x")))[1] == Code.LABEL_UNKNOWN.value
+
+
+METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "QUERY"]
+METHODS += ["get", "post", "Get"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
+async def test_methods(world: World, route: Route, method: str) -> None:
+    device = await (own(world) if route.operation == REENROLL else idevid(world))
+    mark = await world.mark()
+    _, outcome, reply = await world.ask(route.operation, HOME, device, method=method)
+    trace = await world.since(mark)
+    if method == route.method or (method, route.method) == ("HEAD", "GET"):
+        assert outcome == "ok"
+        assert trace.certificates == (route.method == "POST")
+        return
+    assert (outcome, reply.status) == (Code.METHOD_NOT_ALLOWED.value, 405)
+    assert dict(reply.headers)["Allow"] == ("POST" if route.method == "POST" else "GET, HEAD")
+    assert (trace.intents, len(trace.events)) == (0, 1)
+
+
+async def test_a_wrong_method_is_told_whatever_the_label(world: World) -> None:
+    _, outcome, reply = await world.ask(ENROLL, NOWHERE, Caller("x"), method="GET")
+    assert (outcome, dict(reply.headers)["Allow"]) == (Code.METHOD_NOT_ALLOWED.value, "POST")
+
+
+# --- bodies -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content_type", "refusal"),
+    [
+        ("text/plain", Code.MEDIA_TYPE),
+        ("application/pkcs7-mime", Code.MEDIA_TYPE),
+        ("application/pkcs10x", Code.MEDIA_TYPE),
+        ("multipart/form-data; boundary=x", Code.MEDIA_TYPE),
+        ("*/*", Code.MEDIA_TYPE),
+        ("application/pkcs10, text/plain", Code.MEDIA_TYPE),
+        ("APPLICATION/PKCS10", None),
+        (" application/pkcs10 ", None),
+        ("application/pkcs10; charset=utf-8", None),
+    ],
+)
+async def test_media_types(world: World, content_type: str, refusal: Code | None) -> None:
+    mark = await world.mark()
+    answer = await world.ask(ENROLL, HOME, world.born(HOME), headers={"content-type": content_type})
+    if refusal is None:
+        read_certificate(answer)
+    else:
+        assert (answer[1], answer[2].status) == (refusal.value, 415)
+        assert (await world.since(mark)).intents == 0
+
+
+async def test_tolerances_are_counted_by_ecosystem(world: World) -> None:
+    device = world.born(HOME)
+    before = dict(world.tolerances)
+    read_certificate(await world.ask(ENROLL, HOME, device, body=device.csr()))
+    assert world.tolerances[(HOME, "raw-der")] == before.get((HOME, "raw-der"), 0) + 1
+    assert not [key for key in world.tolerances if key[0] == NEIGHBOUR]
+
+
+async def test_a_strict_profile_refuses_what_others_put_up_with(demanding: World) -> None:
+    device = demanding.born(HOME)
+    mark = await demanding.mark()
+    _, outcome, reply = await demanding.ask(ENROLL, HOME, device, body=device.csr())
+    assert (outcome, reply.status) == (Code.NOT_STRICT.value, 400)
+    assert (await demanding.since(mark)).intents == 0
+
+
+async def test_credentials_are_looked_at_before_the_body(world: World) -> None:
+    """Who has none cannot make the server parse anything, nor learn what it makes of a request."""
+    for who in ("nobody", "stranger", "code_wrong", "own_revoked"):
+        caller = await CALLERS[who](world)
+        _, outcome, _ = await world.ask(ENROLL, HOME, caller, body=b"\xff" * 1000)
+        assert outcome == REFUSED[who][ENROLL][0].value  # type: ignore[union-attr]
+
+
+async def test_what_is_refused_names_nothing_of_the_neighbours(world: World) -> None:
+    device = world.born(NEIGHBOUR)
+    _, _, reply = await world.ask(ENROLL, HOME, device)
+    text = reply.body.decode().lower()
+    assert NEIGHBOUR not in text
+    assert device.name not in text
+
+
+# --- channel binding (RFC 7030 §3.5) ------------------------------------------------------------------------------------
+
+TLS_EXPORTER, TLS_UNIQUE = hashlib.sha256(b"exporter").digest(), b"unique-binds"
+
+
+class Channel:
+    """A channel whose bindings are known."""
+
+    def __init__(self, **bindings: bytes) -> None:
+        self._bindings = {name.replace("_", "-"): value for name, value in bindings.items()}
+
+    @property
+    def version(self) -> str:
+        return "TLSv1.3" if "tls-unique" not in self._bindings else "TLSv1.2"
+
+    def channel_binding(self, kind: str) -> bytes | None:
+        return self._bindings.get(kind)
+
+
+TLS13 = Channel(tls_exporter=TLS_EXPORTER)
+TLS12 = Channel(tls_exporter=TLS_EXPORTER, tls_unique=TLS_UNIQUE)
+
+
+def bound_csr(device: Caller, *, linking: bytes | None = None, challenge: bytes | None = None) -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(make_name(device.name))
+    if challenge is not None:
+        builder = builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, challenge)
+    if linking is not None:
+        builder = builder.add_attribute(x509.ObjectIdentifier(OIDS["estIdentityLinking"]), linking)
+    return base64.b64encode(builder.sign(make_key(), hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+async def ask_bound(world: World, device: Caller, channel: Channel | None, body: bytes) -> str:
+    mark = await world.mark()
+    _, outcome, _ = await world.ask(ENROLL, HOME, device, body=body, peer=Peer(ADDRESS, device.certificates, channel))
+    assert (await world.since(mark)).certificates == (outcome == "ok")
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("channel", "binding", "outcome"),
+    [
+        (TLS13, TLS_EXPORTER, "ok"),
+        (TLS12, TLS_UNIQUE, "ok"),
+        (TLS12, TLS_EXPORTER, "ok"),
+        (TLS13, TLS_UNIQUE, "refused"),
+        (TLS13, TLS_EXPORTER[:-1], "refused"),
+        (TLS13, b"", "refused"),
+        (None, TLS_EXPORTER, "refused"),
+        (Channel(), TLS_EXPORTER, "refused"),
+    ],
+)
+@pytest.mark.parametrize("place", ["challenge", "linking"])
+async def test_a_binding_must_be_this_channels(
+    world: World, place: str, channel: Channel | None, binding: bytes, outcome: str
+) -> None:
+    device = world.born(HOME)
+    text = write_binding(binding).encode() or b"="
+    body = bound_csr(device, **{place: text})
+    expected = outcome if outcome == "ok" else Code.BINDING_REFUSED.value
+    assert await ask_bound(world, device, channel, body) == expected
+
+
+async def test_the_binding_in_est_identity_linking(world: World) -> None:
+    """RFC 7894 §3.3: it wins over challengePassword where both are there, so a right one there repairs nothing."""
+    right, wrong = write_binding(TLS_EXPORTER).encode(), write_binding(TLS_UNIQUE).encode()
+    device = world.born(HOME)
+    both = bound_csr(device, linking=right, challenge=wrong)
+    assert await ask_bound(world, device, TLS13, both) == "ok"
+    swapped = bound_csr(device, linking=wrong, challenge=right)
+    assert await ask_bound(world, device, TLS13, swapped) == Code.BINDING_REFUSED.value
+
+
+async def test_a_profile_may_demand_the_binding(demanding: World) -> None:
+    device = demanding.born(HOME)
+    assert await ask_bound(demanding, device, TLS13, bound_csr(device)) == Code.BINDING_REFUSED.value
+    bound = bound_csr(device, challenge=write_binding(TLS_EXPORTER).encode())
+    assert await ask_bound(demanding, device, TLS13, bound) == "ok"
+
+
+async def test_a_retry_on_another_connection_is_bound_anew(demanding: World) -> None:
+    """The stored answer of a bound request is not given out over a channel it is not bound to."""
+    device = demanding.born(HOME)
+    bound = bound_csr(device, challenge=write_binding(TLS_EXPORTER).encode())
+    assert await ask_bound(demanding, device, TLS13, bound) == "ok"
+    elsewhere = Channel(tls_exporter=bytes(32))
+    assert await ask_bound(demanding, device, elsewhere, bound) == Code.BINDING_REFUSED.value
+
+
+# --- one request, one answer ---------------------------------------------------------------------------------------------
+
+
+async def test_a_retry_gets_the_same_bytes_and_leaves_no_second_intent(world: World) -> None:
+    device = world.born(HOME)
+    body = base64.b64encode(device.csr())
+    first = read_certificate(await world.ask(ENROLL, HOME, device, body=body))
+    mark = await world.mark()
+    assert read_certificate(await world.ask(ENROLL, HOME, device, body=body)) == first
+    trace = await world.since(mark)
+    assert (trace.intents, trace.certificates) == (0, 0)
+
+
+async def test_the_rules_may_change_while_a_request_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request uses the directory it began with, whatever replaces it meanwhile."""
+    device = await own(world)
+    find = world.store.find_certificate
+
+    async def slow(*arguments: Any) -> Any:
+        found = await find(*arguments)
+        await world.reload(default=None)
+        return found
+
+    monkeypatch.setattr(world.store, "find_certificate", slow)
+    certificate = read_certificate(await world.ask(REENROLL, None, device))
+    assert x509.load_der_x509_certificate(certificate).subject == make_name(device.name)
+    monkeypatch.undo()
+    await world.reload()
+
+
+async def test_a_refusal_of_the_signers_is_told_like_any_other(world: World) -> None:
+    device = world.born(HOME)
+    broken = bytearray(device.csr())
+    broken[-3] ^= 1
+    mark = await world.mark()
+    _, outcome, reply = await world.ask(ENROLL, HOME, device, body=base64.b64encode(bytes(broken)))
+    assert (outcome, reply.status) == (Code.CSR_SIGNATURE.value, 400)
+    trace = await world.since(mark)
+    assert (trace.intents, len(trace.events)) == (0, 1)
