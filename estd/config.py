@@ -129,12 +129,16 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
     for name in _PATHS:
         if name in values:
             values[name] = (base / values[name]).resolve()
-    for key, where in (("port", "listen.port"), ("ops_port", "ops.port")):
-        if not 0 <= values.get(key, 0) <= 65535:
-            problems.append(Problem(f"{path}: {where}", "is not a port", "Use 1 to 65535, or 0 for any free port."))
-    for key in ("workers", "signers"):
-        if not 0 <= values.get(key, 0) <= 256:
-            problems.append(Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256."))
+    problems.extend(
+        Problem(f"{path}: {where}", "is not a port", "Use 1 to 65535, or 0 for any free port.")
+        for key, where in (("port", "listen.port"), ("ops_port", "ops.port"))
+        if not 0 <= values.get(key, 0) <= 65535
+    )
+    problems.extend(
+        Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256.")
+        for key in ("workers", "signers")
+        if not 0 <= values.get(key, 0) <= 256
+    )
     if ("tls_certificate" in values) != ("tls_key" in values):
         problems.append(
             Problem(

@@ -26,7 +26,8 @@ from estd.config import Config
 from estd.errors import Invalid, Problem
 from estd.names import write_san
 from estd.ra.directory import INTERNAL_LABEL
-from estd.ra.enrollment import Enrollment, Order, write_request_key
+from estd.ra.enrollment import Enrollment
+from estd.ra.order import Order, write_request_key
 from estd.store.contract import Store
 
 LABEL: Final = INTERNAL_LABEL

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from estd.app.checking import check_room
-from estd.app.logs import set_up_logs
 from estd.app.supervisor import Supervisor
 from estd.config import Config, read_config
+from estd.logs import set_up_logs
 
 
 async def serve(

@@ -126,6 +126,8 @@ class Supervisor:
         if hasattr(self, "_listener"):
             self._listener.close()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
+        if hasattr(self, "_pool"):
+            await self._pool.close()
         await asyncio.gather(*(signer.stop() for signer in self._signers))
         await self._stack.aclose()
         _log.info("stopped")
@@ -215,13 +217,13 @@ class Supervisor:
                 log_level=self._config.log_level,
             )
             name = f"signer-{slot}"
-            settings_file = self._stack.enter_context(tempfile.TemporaryFile())
-            settings_file.write(msgspec.json.encode(settings))
-            settings_file.flush()
+            settings_fd = os.memfd_create(f"{name}-settings")
+            self._stack.callback(os.close, settings_fd)
+            os.write(settings_fd, msgspec.json.encode(settings))
             child = Child(
                 name,
                 ["-m", "estd.signer.server"],
-                [settings_file.fileno()],
+                [settings_fd],
                 self._greeter_of_signer(name),
             )
             self._signers.append(child)

@@ -20,8 +20,8 @@ import msgspec
 import uvloop
 
 from estd.app.control import Control
-from estd.app.logs import set_up_logs
 from estd.errors import Unavailable
+from estd.logs import set_up_logs
 
 _log = logging.getLogger("estd.worker")
 

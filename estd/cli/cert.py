@@ -159,7 +159,9 @@ def show(serial: str, config: Config, as_json: bool) -> None:
 @click.argument("serials", nargs=-1, metavar="[SERIAL]...")
 @click.option("--device", metavar="NAME", help="All valid certificates of this device.")
 @click.option("--ecosystem", "label", metavar="LABEL", help="Ecosystem of that device.")
-@click.option("--reason", type=click.Choice(REASONS), default="unspecified", show_default=True, help="Why.")
+@click.option(
+    "--reason", type=click.Choice(REASONS), default=REASONS[0], metavar="WHY", help=f"One of {', '.join(REASONS)}."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options
 @json_option

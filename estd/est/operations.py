@@ -18,10 +18,11 @@ from estd.ca.profile import Profile
 from estd.ca.wanted import decide_wanted
 from estd.errors import Code, Refused, Unavailable
 from estd.est import messages
-from estd.ra.admission import Admission, Admitted, Purpose
+from estd.ra.admission import Admission, Admitted, Purpose, read_user
 from estd.ra.directory import Directory, Place
-from estd.ra.enrollment import Enrollment, Order, write_request_key
+from estd.ra.enrollment import Enrollment
 from estd.ra.naming import decide_names
+from estd.ra.order import Order, write_request_key
 from estd.ra.trail import Trail
 from estd.wire.csrattrs import write_csrattrs
 from estd.wire.exchange import Exchange, Reply
@@ -238,6 +239,10 @@ def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Ex
 
 
 def _presented_identity(exchange: Exchange) -> str:
+    """Who a refused caller claimed to be, so that guessing against one device can be found in the audit trail."""
+    claimed = read_user(exchange.headers.get("authorization"))
+    if claimed is not None:
+        return f"code:{claimed}"
     if exchange.peer.certificates:
         return "x509:" + hashlib.sha256(exchange.peer.certificates[0]).hexdigest()
     return ""

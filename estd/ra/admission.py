@@ -217,6 +217,16 @@ def hash_secret(secret: str) -> bytes:
     return hashlib.sha256(b"estd enrollment code\x00" + secret.encode("utf-8", "surrogateescape")).digest()
 
 
+def read_user(authorization: str | None) -> str | None:
+    """The device name that HTTP Basic credentials claim, normalised; None when there is none to read."""
+    if authorization is None:
+        return None
+    try:
+        return normalise_device(_read_basic(authorization)[0])
+    except Refused:
+        return None
+
+
 # --- private -------------------------------------------------------------------------------------------------------
 
 _NO_CODE = EnrollmentCode(0, 0, "", bytes(32), True, None, None, datetime.fromtimestamp(0, UTC), None)

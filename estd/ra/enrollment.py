@@ -17,7 +17,6 @@ Promises:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from cryptography import x509
 
 from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
+from estd.ra.order import Order
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict, read_refusal
 from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
@@ -40,39 +40,13 @@ _GROUPS_AT_ONCE: Final = 1
 _WAITING_AT_MOST: Final = 2000
 _DEADLINE_SECONDS: Final = 15.0
 _STORE_ATTEMPTS: Final = 3
-_ROUNDS: Final = 6
-"""How often one request may start over: its signer died, or another request's crashed intent stood in its way."""
+_ROUNDS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Pauses before a request starts over: its signer died or had not yet heard of new rules, or another request's crashed
+intent stood in its way."""
+_FOREIGN_JOURNAL_AFTER: Final = timedelta(minutes=15)
+"""How long an intent of a journal that nobody here keeps waits for its own node to settle it."""
 _PENDING_POLLS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _RESUME_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.4)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A request that is admitted and whose names are decided; all that a signer and the store need to know of it."""
-
-    request_key: bytes
-    ecosystem_id: int
-    ecosystem_version: int
-    node_id: int
-    ecosystem: str
-    profile: str
-    retry_window: timedelta
-    operation: str
-    identity: str
-    device: str
-    csr: bytes
-    csr_sha256: bytes
-    subject: bytes
-    san: bytes | None
-    code_id: int | None
-    address: str
-    request_id: str
-
-
-def write_request_key(ecosystem_id: int, identity: str, operation: str, csr_sha256: bytes) -> bytes:
-    """What makes a retry a retry: 32 bytes that are equal for equal requests of one identity in one ecosystem."""
-    parts = f"estd request\x00{ecosystem_id}\x00{identity}\x00{operation}\x00".encode()
-    return hashlib.sha256(parts + csr_sha256).digest()
 
 
 @dataclass(slots=True)
@@ -112,11 +86,11 @@ class Enrollment:
         """
         try:
             async with asyncio.timeout(_DEADLINE_SECONDS):
-                for _ in range(_ROUNDS):
+                for pause in _ROUNDS:
                     try:
                         return await self._join_group(order)
                     except _StartOver:
-                        continue
+                        await asyncio.sleep(pause)
         except TimeoutError:
             raise Unavailable(Code.OVERLOADED, "this took too long; send the same request again") from None
         raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer could finish this request; send it again")
@@ -134,7 +108,12 @@ class Enrollment:
         Raises:
             Unavailable: its signer or the store cannot be asked now.
         """
-        answer = await self._resume(intent)
+        try:
+            answer = await self._resume(intent)
+        except Unavailable:
+            if self._signers.knows(intent.journal) or self._clock() - intent.created_at < _FOREIGN_JOURNAL_AFTER:
+                raise
+            answer = Verdict.UNKNOWN  # its node is gone, and its journal with it
         if isinstance(answer, bytes):
             await self._record([_write_settled(intent, answer, self._clock())])
             return answer
@@ -221,7 +200,9 @@ class Enrollment:
         prepared: list[tuple[_Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):
-                _refuse(waiting, read_refusal(result))
+                reason = read_refusal(result)
+                # "Not now" before anything was reserved: the signer may simply not have heard of this version yet.
+                _refuse(waiting, _StartOver() if reason.code is Code.SIGNER_UNAVAILABLE else reason)
             else:
                 prepared.append((waiting, result))
         return journal, prepared
@@ -398,7 +379,7 @@ def _write_event(intent: Intent, now: datetime, ecosystem: str | None, address: 
     )
 
 
-def _refuse(waiting: _Waiting, reason: Refused | Unavailable) -> None:
+def _refuse(waiting: _Waiting, reason: Exception) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(reason)
 

@@ -320,7 +320,8 @@ class Loop:
         if at >= self._drain_until:
             return True
         busy = any(connection.inbox or connection.wants_to_write for connection in self._connections.values())
-        return not busy and self._service.prepared == 0
+        # Without a worker nobody is left to have the prepared sealed; a request key that was taken never is.
+        return not busy and (self._service.prepared == 0 or not self._connections)
 
     def _stop_listening(self) -> None:
         if self._listener is None:

@@ -7,13 +7,9 @@ the memory in which keys are. Each step is best effort: where the kernel refuses
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import os
 import resource
 import signal
-import sys
-from datetime import UTC, datetime
 from typing import Final
 
 
@@ -40,32 +36,5 @@ def harden() -> list[str]:
     return refused
 
 
-def set_up_logs(process: str, level: str) -> None:
-    """Send everything to standard error, one JSON object a line, named after this process."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines(process))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class _JsonLines(logging.Formatter):
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, object] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "process": self._process,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str, ensure_ascii=False)

@@ -21,10 +21,11 @@ from typing import Any, Final
 import msgspec
 
 from estd.errors import Broken, Invalid, Problem, Unavailable
+from estd.logs import set_up_logs
 from estd.signer.engine import IssuanceEngine
 from estd.signer.journal import Journal
 from estd.signer.loop import Loop, read_clock
-from estd.signer.process import harden, set_up_logs
+from estd.signer.process import harden
 from estd.signer.service import Engine, Signer
 from estd.signer.settings import SignerSettings
 

@@ -104,6 +104,9 @@ class Site:
 
     async def _answer(self, request: BaseRequest, request_id: str) -> tuple[str, str, Reply]:
         headers = request.headers
+        for name in _SINGLE_HEADERS:
+            if len(headers.getall(name, ())) > 1:
+                raise Refused(Code.MALFORMED_REQUEST, f"there is more than one {name} header", "RFC 9110 §5.3")
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
         body = b""
@@ -127,6 +130,10 @@ class Site:
 
 _CLOSING_STATUSES: Final = frozenset({400, 408, 411, 413})
 """After these the rest of the connection's bytes may not mean what they seem to."""
+
+
+_SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding")
+"""Two of these would leave open which one was meant."""
 
 
 async def _read_body(request: BaseRequest) -> bytes:

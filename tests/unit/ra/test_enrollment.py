@@ -25,7 +25,8 @@ from postgres_fixture import Database
 from estd.app.signers import SignerControl
 from estd.audit import Event
 from estd.errors import Code, Refused, Unavailable
-from estd.ra.enrollment import Enrollment, Order, write_request_key
+from estd.ra.enrollment import Enrollment
+from estd.ra.order import Order, write_request_key
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, SealItem
 from estd.signer.server import SignerSettings
@@ -406,16 +407,3 @@ async def test_a_failed_commit_is_an_unknown_one(
             assert await closings(database) == {None: 3}
     finally:
         await proxy.stop()
-
-
-def test_a_request_key_tells_every_part_apart() -> None:
-    base = (1, "x509:ab", "simpleenroll", bytes(32))
-    others = [
-        (2, "x509:ab", "simpleenroll", bytes(32)),
-        (1, "x509:ac", "simpleenroll", bytes(32)),
-        (1, "x509:ab", "simplereenroll", bytes(32)),
-        (1, "x509:ab", "simpleenroll", bytes(31) + b"\x01"),
-    ]
-    keys = {write_request_key(*parts) for parts in (base, *others)}
-    assert len(keys) == 5
-    assert {len(key) for key in keys} == {32}

@@ -19,7 +19,7 @@ print(json.dumps({
 
 LOGGED = """
 import logging
-from estd.signer.process import set_up_logs
+from estd.logs import set_up_logs
 set_up_logs("signer-3", "info")
 logging.getLogger("a").debug("not shown")
 logging.getLogger("a").info("shown %d", 1, extra={"serial": "0a", "odd": object})

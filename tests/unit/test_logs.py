@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from estd.app.logs import JsonLines
+from estd.logs import JsonLines
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
