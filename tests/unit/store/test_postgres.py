@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 from postgres_fixture import Database
 from store_values import make_event, make_intent, make_issued, make_new_issuer, make_revocation
 
 from estd.errors import Unavailable
+from estd.store import rows
+from estd.store.contract import Outcome
 from estd.store.postgres import PostgresStore, utc_now
 from estd.store.queries import sql_of
 
@@ -15,16 +19,16 @@ HOT = ["reserve_intents", "find_holders", "find_issuances", "record_issued", "fi
 
 
 @pytest.mark.parametrize("name", [*HOT, "close_unresolved", "close_issued", "find_device_certificates", "find_codes"])
-@pytest.mark.parametrize("rows", [0, 3000], ids=["empty", "analyzed"])
-async def test_every_question_goes_by_an_index(name: str, rows: int, database: Database) -> None:
+@pytest.mark.parametrize("present", [0, 3000], ids=["empty", "analyzed"])
+async def test_every_question_goes_by_an_index(name: str, present: int, database: Database) -> None:
     """Also when a plan is made while the tables are empty, and kept while they fill."""
     connection = await asyncpg.connect(database.url)
     try:
         await connection.execute(
             "INSERT INTO intent SELECT now(), NULL, NULL, 1, 1, 1, 1, int4send(n), sha256(int4send(n)), '', '', '', '', '', "
-            "n::text, n::text, '', NULL FROM generate_series(1, $1::integer) n".replace("$1", str(rows))
+            "n::text, n::text, '', NULL FROM generate_series(1, $1::integer) n".replace("$1", str(present))
         )
-        if rows:
+        if present:
             await connection.execute("ANALYZE intent")
         await connection.fetch(sql_of("session_settings"), "5000")
         statement = await connection.prepare(sql_of(name))
@@ -59,6 +63,38 @@ async def test_history_is_not_rewritten(table: str, column: str, store: Postgres
         with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
             await database.fetch(sql)
     assert len(await database.fetch(f"SELECT 1 FROM {table}")) >= 1
+
+
+async def test_a_code_freed_while_its_own_request_asks_again_is_held_again(
+    store: PostgresStore, database: Database
+) -> None:
+    """The statement begins while an earlier intent of the same request holds the code, and ends when none does."""
+    earlier = make_intent(code_id=7)
+    again = make_intent(code_id=7, request_key=earlier.request_key)
+    await store.reserve_intents([earlier])
+    async with database.session() as connection:
+        async with connection.transaction():
+            assert await connection.fetch(sql_of("close_unresolved"), earlier.issuer_id, earlier.serial, "void")
+            asking = asyncio.create_task(store.reserve_intents([again]))
+            await asyncio.sleep(0.2)
+            assert not asking.done()
+        assert await asking == [Outcome.RESERVED]
+    assert await store.reserve_intents([make_intent(code_id=7)]) == [Outcome.CODE_SPENT]
+
+
+async def test_whoever_waited_for_a_reservation_that_is_rolled_back_gets_it(
+    store: PostgresStore, database: Database
+) -> None:
+    first, second = make_intent(code_id=7), make_intent(code_id=7)
+    async with database.session() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        assert await connection.fetchval(sql_of("reserve_intents"), *rows.write_intents([first])) == 1
+        asking = asyncio.create_task(store.reserve_intents([second]))
+        await asyncio.sleep(0.2)
+        assert not asking.done()
+        await transaction.rollback()
+    assert await asking == [Outcome.RESERVED]
 
 
 async def test_a_database_that_acknowledges_too_early_is_refused(database: Database) -> None:

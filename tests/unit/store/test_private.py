@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from estd.errors import Unavailable
 from estd.store.cluster import Cluster
+from estd.store.launcher import find_binaries, find_launcher
 from estd.store.private import PrivatePostgres, url_of
 
 
@@ -174,11 +176,29 @@ def test_a_killed_owner_leaves_a_server_to_attach_to(directory: Path) -> None:
 
 
 def test_a_recycled_process_id_is_no_obstacle(server: PrivatePostgres, directory: Path) -> None:
-    stale = f"{os.getpid()}\n{directory}/data\n1893456000\n5432\n{directory}/socket\n\n 1 1\nready   \n"
-    (directory / "data" / "postmaster.pid").write_text(stale)
-    assert not server.status().running
+    """The number in the file belongs to a stranger of the same user, which PostgreSQL takes for a running server."""
+    with tempfile.TemporaryFile() as output:
+        stranger = find_launcher(directory / "data", find_binaries(18)).popen(["/bin/sleep", "60"], output)
+    try:
+        stale = f"{stranger.pid}\n{directory}/data\n1893456000\n5432\n{directory}/socket\n\n 1 1\nready   \n"
+        (directory / "data" / "postmaster.pid").write_text(stale)
+        assert not server.status().running
+        server.start()
+        assert pid_of(server) != stranger.pid
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_forked_child_does_not_keep_the_server(directory: Path) -> None:
+    """A worker forked from the supervisor has copies of its descriptors; stopping is the supervisor's word alone."""
+    server = PrivatePostgres(directory)
     server.start()
-    assert pid_of(server) != os.getpid()
+    copy = os.dup(server._users_lock or -1)
+    try:
+        assert server.stop()
+    finally:
+        os.close(copy)
 
 
 def test_a_lost_socket_directory_comes_back(server: PrivatePostgres, directory: Path) -> None:
