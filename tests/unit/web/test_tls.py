@@ -134,7 +134,7 @@ async def test_a_malformed_record_is_answered_by_an_alert(record: bytes) -> None
 
 
 @given(position=st.integers(0, 400), value=st.integers(0, 255), cut=st.integers(1, 500))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_raise_into_the_loop(position: int, value: int, cut: int) -> None:
     """A ClientHello with one byte changed and its end missing, then the end of the stream."""
 

@@ -42,7 +42,8 @@ async def test_no_request_after_the_handshake_ends_the_connection() -> None:
 
 
 async def test_a_slow_head_is_ended_however_steadily_it_comes() -> None:
-    async with run_floor(SERVER, Limits(header_seconds=0.3)) as floor, await Client.open(floor) as client:
+    limits = Limits(header_seconds=0.3, linger_seconds=0.2)
+    async with run_floor(SERVER, limits) as floor, await Client.open(floor) as client:
         started = now()
         try:
             for byte in b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 1000:
@@ -180,7 +181,7 @@ async def test_the_peers_close_notify_is_answered_by_ours(version: int) -> None:
 async def test_a_request_before_close_notify_is_still_answered(version: int) -> None:
     context = make_client_context(version=version)
     http = make_http(seconds=0.2)
-    async with run_floor(SERVER, make_inner=http) as floor, await Client.open(floor, context) as client:
+    async with run_floor(SERVER, Limits(linger_seconds=0.2), http) as floor, await Client.open(floor, context) as client:
         await client.send(GET)
         await asyncio.sleep(0.05)
         await client.say_goodbye()
