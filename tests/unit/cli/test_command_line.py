@@ -1,0 +1,140 @@
+"""The tree of commands as a whole: everything has help with an example, JSON, and a way to fail that helps."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from estd.cli import estd, run
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from walk(found, (*path, name))
+
+
+COMMANDS = list(walk(estd))
+LEAVES = [(path, command) for path, command in COMMANDS if not isinstance(command, click.Group)]
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(path) or "estd" for path, _ in COMMANDS])
+def test_help_fits_and_explains(
+    path: tuple[str, ...], command: click.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: estd")
+    assert command.help
+    assert max(map(len, text.splitlines())) <= 100
+    if isinstance(command, click.Group) or len(path) == 1:
+        assert f"  {' '.join(('estd', *path))}" in text, "examples first"
+
+
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+def test_every_command_answers_in_json_and_every_option_has_help(path: tuple[str, ...], command: click.Command) -> None:
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert any("--json" in one.opts for one in options)
+    assert [one.name for one in options if not one.help] == []
+    assert command.get_short_help_str(200).endswith(".")
+
+
+def test_a_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["code"]) == 2
+    assert "create" in capsys.readouterr().err
+
+
+def test_an_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["frob"]) == 2
+    assert run(["cert", "list", "--frob"]) == 2
+    assert "Try: estd cert list --help" in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("estd ")
+
+
+# --- which server ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.delenv("ESTD_CONFIG", raising=False)
+    monkeypatch.delenv("ESTD_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    return str(error["problems"][0]["where"] if "problems" in error else error["message"])
+
+
+def test_a_server_must_be_named(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    assert complaint(capsys, "cert", "list") == "The server"
+    assert complaint(capsys, "cert", "list", "--dir", str(nowhere)) == str(nowhere)
+    assert complaint(capsys, "cert", "list", "--config", "absent.toml") == "absent.toml"
+    assert "not both" in complaint(capsys, "cert", "list", "--config", "absent.toml", "--dir", str(nowhere))
+
+
+def test_the_environment_names_it_too_and_the_command_line_wins(
+    capsys: pytest.CaptureFixture[str], nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESTD_CONFIG", "from-environment.toml")
+    assert complaint(capsys, "cert", "list") == "from-environment.toml"
+    assert complaint(capsys, "cert", "list", "--config", "typed.toml") == "typed.toml"
+    assert complaint(capsys, "cert", "list", "--dir", str(nowhere)) == str(nowhere)
+    monkeypatch.setenv("ESTD_DIR", "/from/environment")
+    assert complaint(capsys, "cert", "list", "--config", "typed.toml") == "typed.toml"
+
+
+def test_settings_here_are_used_when_nothing_else_is_said(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    (nowhere / "estd.toml").write_text("nonsense = 1\n")
+    assert "nonsense" in complaint(capsys, "cert", "list")
+
+
+# --- words that do not fit together ------------------------------------------------------------------------------------
+
+ENROLL = ("enroll", "--url", "https://localhost", "--trust", "t", "--out", "d")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ENROLL,
+        (*ENROLL, "--device", "a", "--certificate", "c", "--key", "k"),
+        (*ENROLL, "--certificate", "c"),
+        (*ENROLL, "--code-file", "f"),
+        (*ENROLL, "--renew", "--device", "a"),
+        (*ENROLL, "--renew", "--subject", "CN=a"),
+        (*ENROLL, "--renew", "--same-key", "--key-type", "ec-p256"),
+        (*ENROLL, "--same-key", "--certificate", "c", "--key", "k"),
+        (*ENROLL, "--renew", "--key-type", "ec-p255"),
+        ("code", "create", "--ecosystem", "x"),
+        ("code", "create", "--ecosystem", "x", "--device", "a", "--count", "3"),
+        ("code", "create", "--ecosystem", "x", "--device", "a", "--prefix", "p"),
+        ("code", "create", "--ecosystem", "x", "--device", "a:b"),
+        ("code", "create", "--ecosystem", "x", "--device", "a", "--device", "a"),
+        ("code", "create", "--ecosystem", "x", "--device", "a", "--expires", "soon"),
+        ("cert", "revoke"),
+        ("cert", "revoke", "00", "--device", "a", "--ecosystem", "x"),
+        ("cert", "revoke", "--device", "a"),
+        ("cert", "revoke", "00", "--reason", "certificateHold"),
+        ("apply",),
+        ("apply", "absent.toml"),
+        ("demo", "--devices", "1"),
+        ("inventory", "import", "absent.csv", "--ecosystem", "x"),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_a_usage_error(arguments: tuple[str, ...], nowhere: Path) -> None:
+    (nowhere / "estd.toml").write_text('data_directory = "data"\n')
+    assert run(arguments) == 2
+    assert not (nowhere / "data").exists(), "nothing was started"
