@@ -26,20 +26,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_LIVE: Final = "interop/test_curl_openssl.py"
+_CLI: Final = "integration/test_cli.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
+    "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
     "estd/audit.py": ("contracts/test_store.py", "a value; its fields are stored and found again there"),
     "estd/errors.py": ("unit/est/test_messages.py", "a vocabulary; the test walks every code"),
+    # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
+    "estd/app/apply.py": (_LIVE, "applies the ecosystems of the server that is asked there"),
+    "estd/app/identity.py": (_LIVE, "makes the certificate that curl verifies, by name and by address"),
+    "estd/app/ops.py": (_LIVE, "its three paths are asked there"),
+    "estd/app/running.py": (_LIVE, "starts and stops that server"),
+    "estd/app/signers.py": ("unit/ra/test_enrollment.py", "unlocks and loads a real signer there"),
+    "estd/app/supervisor.py": ("faults/test_killstorm.py", "keeps workers, signers and database alive through kills"),
+    "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
+    "estd/app/worker.py": ("faults/test_killstorm.py", "is killed and started again there"),
+    # Commands as a person types them.
+    "estd/app/access.py": (_CLI, "opens the store for each command"),
+    "estd/app/checking.py": (_CLI, "is estd serve --check"),
+    "estd/app/demo.py": (_CLI, "is estd demo"),
+    "estd/app/fleet.py": (_CLI, "is the fleet of estd demo"),
+    "estd/app/lessons.py": (_CLI, "its commands are pasted into a shell there"),
+    "estd/app/served.py": (_CLI, "is the server of estd demo"),
+    "estd/cli/__init__.py": ("unit/cli/test_command_line.py", "the tree of commands, walked as a whole"),
+    "estd/cli/apply.py": (_CLI, "a command, called there"),
+    "estd/cli/audit.py": (_CLI, "a command, called there"),
+    "estd/cli/cert.py": (_CLI, "a command, called there"),
+    "estd/cli/code.py": (_CLI, "a command, called there"),
+    "estd/cli/demo.py": (_CLI, "a command, called there"),
+    "estd/cli/ecosystem.py": (_CLI, "a command, called there"),
+    "estd/cli/enroll.py": (_CLI, "a command, called there"),
+    "estd/cli/inventory.py": (_CLI, "a command, called there"),
+    "estd/cli/issuer.py": (_CLI, "a command, called there"),
+    "estd/cli/loop.py": (_CLI, "ends the commands that are interrupted there"),
+    "estd/cli/options.py": ("unit/cli/test_command_line.py", "options that commands share, given in every way"),
+    "estd/cli/profile.py": (_CLI, "a command, called there"),
+    "estd/cli/quickstart.py": (_LIVE, "is how the server that is asked there was started"),
+    "estd/cli/serve.py": (_CLI, "a command, called there"),
+    "estd/ra/directory.py": ("unit/est/test_operations.py", "leads every label of the deny matrix"),
+    "estd/ra/paths.py": ("unit/ra/test_admission.py", "admission's own; each path good and bad is shown to it there"),
     "estd/signer/settings.py": ("unit/signer/test_server.py", "a value that the process reads and obeys there"),
     "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),
+    "estd/web/metrics.py": (_LIVE, "counters; a running server is asked for them there"),
     "estd/web/tls_events.py": ("unit/web/test_tls.py", "a vocabulary; each of OpenSSL's reasons is read there"),
-    "estd/web/farewell.py": ("unit/web/test_tls_transport.py", "the end of every connection there; no life of its own"),
-    "estd/web/metrics.py": ("interop/test_curl_openssl.py", "counters; a running server is asked for them there"),
-    "estd/web/outbox.py": (
-        "unit/web/test_tls_transport.py",
-        "the way out of every connection there, paced and stalled",
-    ),
-    "estd/wire/exchange.py": ("unit/ra/test_admission.py", "values that the tests of every floor above are made of"),
-    "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
+    "estd/wire/exchange.py": ("unit/est/test_operations.py", "values that every protocol's tests are made of"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
