@@ -326,7 +326,10 @@ async def _verify_by_openssl(
     if program is None:
         return None
     (directory / "root.pem").write_bytes(write_pem([root]))
-    (directory / "intermediates.pem").write_bytes(write_pem(intermediates))
+    options = ["-purpose", "sslclient", "-CAfile", "root.pem"]
+    if intermediates:
+        (directory / "intermediates.pem").write_bytes(write_pem(intermediates))
+        options += ["-untrusted", "intermediates.pem"]
     files = []
     for number, certificate in enumerate(certificates):
         files.append(f"issued-{number}.pem")
@@ -335,7 +338,8 @@ async def _verify_by_openssl(
     for at in range(0, len(files), _OPENSSL_AT_ONCE):
         process = await asyncio.create_subprocess_exec(
             program,
-            *("verify", "-purpose", "sslclient", "-CAfile", "root.pem", "-untrusted", "intermediates.pem"),
+            "verify",
+            *options,
             *files[at : at + _OPENSSL_AT_ONCE],
             cwd=directory,
             stdin=asyncio.subprocess.DEVNULL,
