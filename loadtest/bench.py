@@ -101,8 +101,7 @@ class Server:
         roles: dict[int, str] = {}
         waiting = [self._process.pid]
         postmaster = self.directory / "site"
-        for pid_file in postmaster.rglob("postmaster.pid"):
-            waiting.append(int(pid_file.read_text().split("\n", 1)[0]))
+        waiting += [int(path.read_text().split("\n", 1)[0]) for path in postmaster.rglob("postmaster.pid")]
         while waiting:
             pid = waiting.pop()
             try:

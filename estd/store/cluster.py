@@ -256,6 +256,7 @@ synchronous_commit = on
 wal_level = replica
 max_wal_size = 512MB
 checkpoint_timeout = 15min
+deadlock_timeout = 200ms
 io_method = sync
 max_logical_replication_workers = 0
 max_parallel_workers_per_gather = 0

@@ -86,7 +86,14 @@ def find_binaries(version: int) -> Path:
 def find_account(data: Path) -> Account:
     """The account a server with that data directory runs, or would run, under."""
     euid = os.geteuid()
-    owner = data.stat().st_uid if data.exists() else euid
+    try:
+        owner = data.stat().st_uid
+    except FileNotFoundError:
+        owner = euid
+    except OSError as error:
+        raise Unavailable(
+            Code.STORE_UNAVAILABLE, f"{data} cannot be used ({error.strerror}); choose another directory."
+        ) from error
     if euid != 0:
         if owner != euid:
             raise Unavailable(

@@ -1,15 +1,19 @@
 """What one connection, one source and one worker may take, and who counts it.
 
 Promises: no source and no crowd of sources holds more connections or unfinished handshakes in this worker than `Limits`
-says. A ClientHello over the handshake limit waits its turn, sources in rotation, and is turned away only when the
-waiting room is full as well; all of that before any cryptography is done for it. Knows no TLS, no clock and no loop.
+says. A ClientHello over the handshake limit waits its turn, sources in rotation. Where there is no room, whoever has been
+here longest without finishing a handshake makes room, so half-open connections cannot lock others out by lasting; only
+when nobody has outstayed `patience_seconds` is a newcomer refused. All of that comes before any cryptography for the
+newcomer. Knows no TLS and no event loop.
 """
 
 from __future__ import annotations
 
 import enum
 import socket
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +32,8 @@ class Limits:
     """Within this time the peer takes `write_floor_bytes` of what waits for it, or all of it."""
     linger_seconds: float = 2.0
     """After our close_notify, for the peer to read our last words and close."""
+    patience_seconds: float = 1.0
+    """With a handshake unfinished, before room may be made at its expense; without a shortage nobody is hurried."""
 
     connections_in_all: int = 8192
     connections_per_source: int = 2048
@@ -63,82 +69,132 @@ class Refusal(enum.StrEnum):
     HANDSHAKES_PER_SOURCE = "refused-handshakes-per-source"
 
 
-class Waiter(Protocol):
-    """A connection in the waiting room."""
+class Guest(Protocol):
+    """A connection with an unfinished handshake. Neither call may lead back into the gate before it returns."""
 
     def handshake_granted(self) -> None:
-        """Its turn has come and is already counted; it must schedule its work, not do it here."""
+        """The turn it waited for has come and is counted."""
+
+    def handshake_revoked(self) -> None:
+        """Its place was given away; it must go."""
 
 
 class Gate:
     """Counts connections and unfinished handshakes, per source and in all, for every connection of one worker."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.connections = 0
-        self.handshakes = 0
         self.waiting = 0
+        self._clock = clock
         self._sources: dict[str, _Source] = {}
+        # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
+        self._guests: OrderedDict[Place, None] = OrderedDict()
+        self._turns: OrderedDict[Place, None] = OrderedDict()
         # Sources with someone waiting and a turn to spare, in rotation.
         self._ring: OrderedDict[_Source, None] = OrderedDict()
 
-    def enter(self, source: str) -> Place | Refusal:
+    @property
+    def handshakes(self) -> int:
+        """Handshakes under way."""
+        return len(self._turns)
+
+    def enter(self, source: str, guest: Guest) -> Place | Refusal:
         """A place for a new connection, or the limit that it would break."""
-        if self.connections >= self.limits.connections_in_all:
+        limits, now = self.limits, self._clock()
+        if self.connections >= limits.connections_in_all and not self._make_room(self._guests, now):
             return Refusal.CONNECTIONS_IN_ALL
         here = self._sources.get(source)
         if here is None:
             here = self._sources[source] = _Source(source)
-        elif here.connections >= self.limits.connections_per_source:
+        elif here.connections >= limits.connections_per_source and not self._make_room(here.guests, now):
             return Refusal.CONNECTIONS_PER_SOURCE
+        if not here.connections:
+            self._sources[source] = here  # its last connection may just have made room
         here.connections += 1
         self.connections += 1
-        return Place(self, here)
+        place = Place(self, here, guest, now)
+        here.guests[place] = self._guests[place] = None
+        return place
 
-    def begin(self, here: _Source, waiter: Waiter) -> Refusal | bool:
+    def begin(self, place: Place) -> Refusal | bool:
         """See `Place.begin`."""
-        limits = self.limits
-        if here.handshakes < limits.handshakes_per_source and self.handshakes < limits.handshakes_at_once:
-            here.handshakes += 1
-            self.handshakes += 1
+        limits, here, now = self.limits, place.here, self._clock()
+        if (
+            not self.waiting
+            and len(here.turns) < limits.handshakes_per_source
+            and len(self._turns) < limits.handshakes_at_once
+        ):
+            self._give_turn(place, now)
             return True
         if self.waiting >= limits.handshakes_waiting:
             return Refusal.HANDSHAKES_IN_ALL
         if len(here.waiting) >= limits.handshakes_waiting_per_source:
             return Refusal.HANDSHAKES_PER_SOURCE
-        here.waiting[waiter] = None
+        here.waiting[place] = None
         self.waiting += 1
-        if here.handshakes < limits.handshakes_per_source:
-            self._ring[here] = None
+        self._serve(here, now)
         return False
 
-    def end(self, here: _Source, waiter: Waiter) -> None:
-        """See `Place.end`: who still waits leaves the room, who had a turn gives it to the next in rotation."""
-        if waiter in here.waiting:
-            del here.waiting[waiter]
+    def press(self, here: _Source) -> None:
+        """See `Place.press`."""
+        self._serve(here, self._clock())
+
+    def end(self, place: Place) -> None:
+        """See `Place.end`."""
+        if place in self._guests:
+            self._strike(place)
+            self._serve(place.here, self._clock())
+
+    def leave(self, place: Place) -> None:
+        """See `Place.leave`."""
+        self._strike(place)
+        self._count_out(place.here)
+        if self.waiting:
+            self._serve(place.here, self._clock())
+
+    def _serve(self, here: _Source, now: float) -> None:
+        """Turns for those who wait, this source's share of them looked at first."""
+        limits = self.limits
+        if here.waiting and (len(here.turns) < limits.handshakes_per_source or self._make_room(here.turns, now)):
+            self._ring[here] = None
+        while self._ring and (len(self._turns) < limits.handshakes_at_once or self._make_room(self._turns, now)):
+            here, _ = self._ring.popitem(last=False)
+            place, _ = here.waiting.popitem(last=False)
+            self.waiting -= 1
+            self._give_turn(place, now)
+            if here.waiting and len(here.turns) < limits.handshakes_per_source:
+                self._ring[here] = None
+            place.guest.handshake_granted()
+
+    def _give_turn(self, place: Place, now: float) -> None:
+        place.since = now
+        place.here.turns[place] = self._turns[place] = None
+
+    def _make_room(self, places: OrderedDict[Place, None], now: float) -> bool:
+        """Send the first of these away, if it has had its time."""
+        place = next(iter(places), None)
+        if place is None or now - place.since < self.limits.patience_seconds:
+            return False
+        self._strike(place)
+        self._count_out(place.here)
+        place.is_taken = False
+        place.guest.handshake_revoked()
+        return True
+
+    def _strike(self, place: Place) -> None:
+        here = place.here
+        self._guests.pop(place, None)
+        here.guests.pop(place, None)
+        self._turns.pop(place, None)
+        here.turns.pop(place, None)
+        if place in here.waiting:
+            del here.waiting[place]
             self.waiting -= 1
             if not here.waiting:
                 self._ring.pop(here, None)
-            return
-        here.handshakes -= 1
-        self.handshakes -= 1
-        if not self.waiting:
-            return
-        if here.waiting:
-            self._ring[here] = None
-        limits = self.limits
-        while self._ring and self.handshakes < limits.handshakes_at_once:
-            here, _ = self._ring.popitem(last=False)
-            waiter, _ = here.waiting.popitem(last=False)
-            self.waiting -= 1
-            here.handshakes += 1
-            self.handshakes += 1
-            if here.waiting and here.handshakes < limits.handshakes_per_source:
-                self._ring[here] = None
-            waiter.handshake_granted()
 
-    def leave(self, here: _Source) -> None:
-        """See `Place.leave`."""
+    def _count_out(self, here: _Source) -> None:
         self.connections -= 1
         here.connections -= 1
         if not here.connections:
@@ -148,33 +204,35 @@ class Gate:
 class Place:
     """One connection's place among the others; `end` and `leave` may be repeated and then do nothing."""
 
-    __slots__ = ("_gate", "_here", "_waiter")
+    __slots__ = ("_gate", "guest", "here", "is_taken", "since")
 
-    def __init__(self, gate: Gate, here: _Source) -> None:
+    def __init__(self, gate: Gate, here: _Source, guest: Guest, now: float) -> None:
         self._gate = gate
-        self._here: _Source | None = here
-        self._waiter: Waiter | None = None
+        self.here = here
+        self.guest = guest
+        self.since = now
+        """When it came or, once it has one, when it got its turn."""
+        self.is_taken = True
 
-    def begin(self, waiter: Waiter) -> Refusal | bool:
-        """Ask for a handshake's turn: True is now, False is later, by `Waiter.handshake_granted`."""
-        assert self._here is not None
-        turn = self._gate.begin(self._here, waiter)
-        if isinstance(turn, bool):
-            self._waiter = waiter
-        return turn
+    def begin(self) -> Refusal | bool:
+        """Ask for a handshake's turn: True is now, False is later, by `Guest.handshake_granted`."""
+        return self._gate.begin(self)
+
+    def press(self) -> None:
+        """Still waiting: perhaps someone has outstayed his time by now."""
+        if self.is_taken:
+            self._gate.press(self.here)
 
     def end(self) -> None:
         """The handshake is finished, failed, or given up while it waited."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and self._here is not None:
-            self._gate.end(self._here, waiter)
+        if self.is_taken:
+            self._gate.end(self)
 
     def leave(self) -> None:
         """The connection is gone."""
-        self.end()
-        here, self._here = self._here, None
-        if here is not None:
-            self._gate.leave(here)
+        if self.is_taken:
+            self.is_taken = False
+            self._gate.leave(self)
 
 
 def read_source(peername: object) -> tuple[str, str]:
@@ -197,10 +255,11 @@ def read_source(peername: object) -> tuple[str, str]:
 
 
 class _Source:
-    __slots__ = ("connections", "handshakes", "name", "waiting")
+    __slots__ = ("connections", "guests", "name", "turns", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.connections = 0
-        self.handshakes = 0
-        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.guests: OrderedDict[Place, None] = OrderedDict()
+        self.turns: OrderedDict[Place, None] = OrderedDict()
+        self.waiting: OrderedDict[Place, None] = OrderedDict()

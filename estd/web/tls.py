@@ -99,7 +99,7 @@ class TlsServerProtocol(asyncio.Protocol):
         raw = cast(asyncio.Transport, transport)
         self._raw = raw
         self._address, source = read_source(raw.get_extra_info("peername"))
-        place = self._gate.enter(source)
+        place = self._gate.enter(source, self)
         if isinstance(place, Refusal):
             self._drop(place)
             return
@@ -130,8 +130,12 @@ class TlsServerProtocol(asyncio.Protocol):
         self._raw = None
 
     def handshake_granted(self) -> None:
-        """`estd.web.gate.Waiter`: our turn has come."""
+        """`estd.web.gate.Guest`: our turn has come."""
         self._loop.call_soon(self._start_held)
+
+    def handshake_revoked(self) -> None:
+        """`estd.web.gate.Guest`: somebody else needs our place."""
+        self._drop(Event.EVICTED_FOR_ROOM)
 
     def _greet(self, data: bytes) -> None:
         """The first bytes: what is not TLS is turned away before any cryptography, and what is waits for its turn."""
@@ -142,7 +146,7 @@ class TlsServerProtocol(asyncio.Protocol):
             self._raw.write(_PLAIN_HTTP if is_http else _ALERT_UNEXPECTED_MESSAGE)
             self._part(Event.FAILED_PLAIN_HTTP if is_http else Event.FAILED_NOT_TLS)
             return
-        turn = self._place.begin(self)
+        turn = self._place.begin()
         if turn is True:
             self._start(data)
         elif turn is not False:
@@ -152,6 +156,12 @@ class TlsServerProtocol(asyncio.Protocol):
         else:
             self._hello = data
             self._raw.pause_reading()
+            self._loop.call_later(self._limits.patience_seconds, self._press)
+
+    def _press(self) -> None:
+        if self._hello is not None and self._place is not None:
+            self._loop.call_later(self._limits.patience_seconds, self._press)
+            self._place.press()
 
     def _start_held(self) -> None:
         hello, self._hello = self._hello, None

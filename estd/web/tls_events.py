@@ -28,6 +28,7 @@ class Event(enum.StrEnum):
     FAILED_GONE = "handshake-failed-gone"
     # we ended it
     EVICTED_HANDSHAKE = "evicted-handshake"
+    EVICTED_FOR_ROOM = "evicted-for-room"
     EVICTED_HEADER = "evicted-header"
     EVICTED_IDLE = "evicted-idle"
     EVICTED_WRITE_STALL = "evicted-write-stall"

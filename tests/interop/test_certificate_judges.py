@@ -3,7 +3,8 @@
 pkilint's RFC 5280 validators (`pkilint.pkix.certificate`, those of its lint_pkix_cert) apply to private device
 certificates as they are; its CA/Browser Forum and ETSI sets do not. No finding is waived, but the names asked for keep
 clear of four things it disputes: wildcards, URIs without an authority, domainComponents of a single label, and object
-identifiers as short as 1.2.3 or 2.999.1. ML-DSA needs a judge that knows it, so OpenSSL 3.0 and GnuTLS 3.7 are asked about other keys.
+identifiers as short as 1.2.3 or 2.999.1. ML-DSA needs a judge that knows it, so OpenSSL 3.0 and GnuTLS 3.7 are asked
+about other keys.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "k"
     path.write_text(KEY.hex())
     path.chmod(0o640)
-    with pytest.raises(Invalid, match="can be read by others.*chmod 600"):
+    with pytest.raises(Invalid, match=r"can be read by others.*chmod 600"):
         read_key_encryption_key(Config(data_directory=tmp_path, key_file=path))
 
 

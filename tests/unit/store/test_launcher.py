@@ -39,6 +39,12 @@ def test_names_of_users() -> None:
     assert name_of(4_000_000_000) == "4000000000"
 
 
+def test_a_place_that_cannot_be_looked_into_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="choose another directory"):
+        find_account(tmp_path / "file" / "data")
+
+
 @as_user
 def test_an_ordinary_user_runs_it_as_themselves(tmp_path: Path) -> None:
     assert find_account(tmp_path / "data").uid == os.geteuid()
