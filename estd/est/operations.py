@@ -181,9 +181,7 @@ def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
 
 def _check_method(exchange: Exchange, route: Route) -> None:
     if exchange.method != route.method and not (exchange.method == "HEAD" and route.method == "GET"):
-        raise Refused(
-            Code.METHOD_NOT_ALLOWED, f"{route.operation} is asked for by {route.method}", "RFC 9110 §15.5.6"
-        )
+        raise Refused(Code.METHOD_NOT_ALLOWED, f"{route.operation} is asked for by {route.method}", "RFC 9110 §15.5.6")
 
 
 def check_binding(request: CertificationRequest, profile: Profile, exchange: Exchange) -> None:

@@ -165,10 +165,13 @@ class Gate:
             self._give_turn(place, now)
             if here.waiting and len(here.turns) < limits.handshakes_per_source:
                 self._ring[here] = None
+            assert place.guest is not None
             place.guest.handshake_granted()
 
     def _give_turn(self, place: Place, now: float) -> None:
         place.since = now
+        self._guests.move_to_end(place)
+        place.here.guests.move_to_end(place)
         place.here.turns[place] = self._turns[place] = None
 
     def _make_room(self, places: OrderedDict[Place, None], now: float) -> bool:
@@ -176,14 +179,17 @@ class Gate:
         place = next(iter(places), None)
         if place is None or now - place.since < self.limits.patience_seconds:
             return False
+        guest = place.guest
+        assert guest is not None
         self._strike(place)
         self._count_out(place.here)
         place.is_taken = False
-        place.guest.handshake_revoked()
+        guest.handshake_revoked()
         return True
 
     def _strike(self, place: Place) -> None:
         here = place.here
+        place.guest = None
         self._guests.pop(place, None)
         here.guests.pop(place, None)
         self._turns.pop(place, None)
@@ -209,7 +215,8 @@ class Place:
     def __init__(self, gate: Gate, here: _Source, guest: Guest, now: float) -> None:
         self._gate = gate
         self.here = here
-        self.guest = guest
+        self.guest: Guest | None = guest
+        """None once the handshake is finished."""
         self.since = now
         """When it came or, once it has one, when it got its turn."""
         self.is_taken = True

@@ -8,6 +8,14 @@ from estd.web.gate import Gate, Limits, Place
 from estd.web.tls_events import Event
 
 
+class _Nobody:
+    def handshake_granted(self) -> None:
+        raise AssertionError
+
+    def handshake_revoked(self) -> None:
+        raise AssertionError
+
+
 class Parting:
     """A socket's transport that has something left to say, and the peer's end of it."""
 
@@ -20,8 +28,9 @@ class Parting:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.raw, _ = await self.loop.create_connection(asyncio.Protocol, sock=ours)
         self.gate = Gate(limits)
-        place = self.gate.enter("somewhere")
+        place = self.gate.enter("somewhere", _Nobody())
         assert isinstance(place, Place)
+        place.end()
         self.events: list[str] = []
         self.raw.write(last_words)
         self.farewell = Farewell(self.raw, place, limits, self.events.append)

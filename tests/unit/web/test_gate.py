@@ -5,24 +5,45 @@ import pytest
 from estd.web.gate import Gate, Limits, Place, Refusal, read_source
 
 
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Queuer:
-    """Someone who waits for a turn and notes when it comes."""
+    """A connection that notes what the gate tells it."""
 
     def __init__(self, gate: Gate, source: str, log: list[str] | None = None, name: str = "") -> None:
-        place = gate.enter(source)
+        place = gate.enter(source, self)
         assert isinstance(place, Place)
         self.place = place
         self.granted = False
+        self.revoked = False
         self._log = log
         self._name = name
 
     def begin(self) -> Refusal | bool:
-        return self.place.begin(self)
+        return self.place.begin()
 
     def handshake_granted(self) -> None:
         self.granted = True
         if self._log is not None:
             self._log.append(self._name)
+
+    def handshake_revoked(self) -> None:
+        self.revoked = True
+        self.place.end()
+        self.place.leave()
+
+
+def try_entering(gate: Gate, source: str) -> Refusal | None:
+    place = gate.enter(source, Queuer(Gate(Limits()), source))
+    return place if isinstance(place, Refusal) else None
 
 
 def counts(gate: Gate) -> tuple[int, int, int]:
@@ -33,17 +54,17 @@ def test_connections_are_capped_in_all_and_given_back() -> None:
     gate = Gate(Limits(connections_in_all=2))
     first = Queuer(gate, "a")
     Queuer(gate, "b")
-    assert gate.enter("c") is Refusal.CONNECTIONS_IN_ALL
+    assert try_entering(gate, "c") is Refusal.CONNECTIONS_IN_ALL
     first.place.leave()
-    assert isinstance(gate.enter("c"), Place)
+    assert try_entering(gate, "c") is None
     assert counts(gate) == (2, 0, 0)
 
 
 def test_connections_are_capped_per_source() -> None:
     gate = Gate(Limits(connections_per_source=1))
     Queuer(gate, "a")
-    assert gate.enter("a") is Refusal.CONNECTIONS_PER_SOURCE
-    assert isinstance(gate.enter("b"), Place)
+    assert try_entering(gate, "a") is Refusal.CONNECTIONS_PER_SOURCE
+    assert try_entering(gate, "b") is None
 
 
 def test_leaving_twice_counts_once() -> None:
@@ -129,6 +150,106 @@ def test_many_waiters_of_many_sources_all_get_their_turn() -> None:
             queuer.place.leave()
             done += 1
     assert counts(gate) == (0, 0, 0)
+
+
+# --- making room ------------------------------------------------------------------------------------------------------
+
+
+def test_a_hoarded_turn_goes_to_who_waits_once_patience_is_over() -> None:
+    clock = Clock()
+    gate = Gate(Limits(handshakes_at_once=2, patience_seconds=1), clock)
+    hoarders = [Queuer(gate, "a"), Queuer(gate, "b")]
+    assert [hoarder.begin() for hoarder in hoarders] == [True, True]
+    honest = Queuer(gate, "c")
+    assert honest.begin() is False
+    clock.now += 0.9
+    honest.place.press()
+    assert not honest.granted
+    clock.now += 0.1
+    honest.place.press()
+    assert honest.granted
+    assert [hoarder.revoked for hoarder in hoarders] == [True, False], "the one that began first"
+    assert counts(gate) == (2, 2, 0)
+
+
+def test_a_newcomer_takes_a_hoarded_turn_at_once() -> None:
+    clock = Clock()
+    gate = Gate(Limits(handshakes_per_source=1, patience_seconds=1), clock)
+    hoarder = Queuer(gate, "a")
+    assert hoarder.begin() is True
+    clock.now += 5
+    neighbour = Queuer(gate, "a")
+    neighbour.begin()
+    assert (hoarder.revoked, neighbour.granted) == (True, True)
+    assert counts(gate) == (1, 1, 0)
+
+
+def test_without_a_shortage_nobody_is_hurried() -> None:
+    clock = Clock()
+    gate = Gate(Limits(), clock)
+    slow = Queuer(gate, "a")
+    assert slow.begin() is True
+    clock.now += 1000
+    quick = Queuer(gate, "a")
+    assert quick.begin() is True
+    assert not slow.revoked
+
+
+def test_a_full_house_sends_the_longest_unfinished_away() -> None:
+    clock = Clock()
+    gate = Gate(Limits(connections_in_all=3, patience_seconds=1), clock)
+    finished, silent, slow = Queuer(gate, "a"), Queuer(gate, "b"), Queuer(gate, "c")
+    assert finished.begin() is True
+    finished.place.end()
+    clock.now += 2
+    assert slow.begin() is True
+    assert try_entering(gate, "d") is None
+    assert (finished.revoked, silent.revoked, slow.revoked) == (False, True, False)
+    assert try_entering(gate, "e") is Refusal.CONNECTIONS_IN_ALL, "the newcomer and the slow one have time left"
+    clock.now += 1
+    assert try_entering(gate, "e") is None
+    assert slow.revoked
+    assert not finished.revoked
+    assert gate.connections == 3
+
+
+def test_a_full_source_makes_room_for_its_own() -> None:
+    clock = Clock()
+    gate = Gate(Limits(connections_per_source=1, patience_seconds=1), clock)
+    silent, stranger = Queuer(gate, "a"), Queuer(gate, "b")
+    clock.now += 1
+    assert try_entering(gate, "a") is None
+    assert (silent.revoked, stranger.revoked) == (True, False)
+    assert gate.connections == 2
+
+
+def test_room_is_made_for_those_who_wait_in_their_rotation() -> None:
+    """Hoarders of many sources hold every turn; someone of another source gets one within a rotation."""
+    clock = Clock()
+    gate = Gate(Limits(handshakes_at_once=8, handshakes_per_source=4, patience_seconds=1), clock)
+    crowd = [Queuer(gate, f"bad{number % 20}") for number in range(200)]
+    for hoarder in crowd:
+        hoarder.begin()
+    honest = Queuer(gate, "good")
+    honest.begin()
+    rounds = 0
+    while not honest.granted:
+        clock.now += 1
+        honest.place.press()
+        rounds += 1
+    assert rounds <= 3
+    assert gate.handshakes == 8
+
+
+def test_a_finished_place_forgets_its_guest() -> None:
+    gate = Gate(Limits())
+    done = Queuer(gate, "a")
+    assert done.begin() is True
+    done.place.end()
+    assert done.place.guest is None
+
+
+# --- sources -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

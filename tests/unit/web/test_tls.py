@@ -322,7 +322,10 @@ async def test_sources_are_counted_apart() -> None:
     limits = Limits(connections_per_source=1)
     async with run_floor(SERVER, limits, address="0.0.0.0") as floor:
         floor.address = ("127.0.0.1", floor.address[1])
-        async with await Client.open(floor, source="127.0.0.1") as one, await Client.open(floor, source="127.0.0.2") as two:
+        async with (
+            await Client.open(floor, source="127.0.0.1") as one,
+            await Client.open(floor, source="127.0.0.2") as two,
+        ):
             assert (await one.get()).endswith(b"hello")
             assert (await two.get()).endswith(b"hello")
 

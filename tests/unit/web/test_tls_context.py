@@ -244,11 +244,16 @@ def test_the_settings_file_ends_tickets_altogether(with_settings: bool) -> None:
     environment["OPENSSL_CONF"] = str(settings) if with_settings else ""
     run = subprocess.run(
         [sys.executable, "-c", _COUNT_BYTES_AFTER_FINISHED],
-        env=environment, capture_output=True, text=True, check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     version, count = run.stdout.split()
     assert version == "TLSv1.3"
-    assert (int(count) == 0) is with_settings, "without the file two tickets are sent, and no cache holds their sessions"
+    assert (int(count) == 0) is with_settings, (
+        "without the file two tickets are sent, and no cache holds their sessions"
+    )
 
 
 # --- client certificates asked for ------------------------------------------------------------------------------------

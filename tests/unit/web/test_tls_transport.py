@@ -181,7 +181,10 @@ async def test_the_peers_close_notify_is_answered_by_ours(version: int) -> None:
 async def test_a_request_before_close_notify_is_still_answered(version: int) -> None:
     context = make_client_context(version=version)
     http = make_http(seconds=0.2)
-    async with run_floor(SERVER, Limits(linger_seconds=0.2), http) as floor, await Client.open(floor, context) as client:
+    async with (
+        run_floor(SERVER, Limits(linger_seconds=0.2), http) as floor,
+        await Client.open(floor, context) as client,
+    ):
         await client.send(GET)
         await asyncio.sleep(0.05)
         await client.say_goodbye()
@@ -449,7 +452,9 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     async with run_floor(SERVER) as floor, await Client.open(floor) as client:
         bodies = [f"request {number}".encode() for number in range(100)]
         await client.send(
-            b"".join(b"POST / HTTP/1.1\r\nHost: estd\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body) for body in bodies)
+            b"".join(
+                b"POST / HTTP/1.1\r\nHost: estd\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body) for body in bodies
+            )
         )
         data = b""
         while data.count(b"HTTP/1.1 200") < 100 or not data.endswith(bodies[-1]):
