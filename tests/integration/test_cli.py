@@ -1,0 +1,404 @@
+"""The program as people meet it: real processes, real files, a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from live_server import NORTH, SOUTH, Live
+
+from estd.app.lessons import write_lessons
+from estd.app.playground import Playground, read_codes
+from estd.app.quickstart import Running
+
+ESTD = Path(sys.executable).with_name("estd")
+PLANT = """\
+[ecosystem]
+label = "plant"
+name = "Harbour Plant"
+
+[[issuer]]
+name = "root"
+
+[profile.pump]
+issuer = "root"
+enroll = ["code"]
+subject = "inventory"
+san = "inventory"
+validity = "30d"
+"""
+
+
+def estd(*arguments: object, given: str = "", seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ESTD_")}
+    return subprocess.run(
+        [str(ESTD), *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env=environment,
+    )
+
+
+def ask(*arguments: object) -> Any:
+    """The JSON a command answers with, which must succeed."""
+    done = estd(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(*arguments: object, given: str = "") -> tuple[int, dict[str, Any]]:
+    """Exit status and error of a command that must fail."""
+    done = estd(*arguments, "--json", given=given)
+    assert done.returncode != 0, done.stdout
+    return done.returncode, json.loads(done.stderr)["error"]
+
+
+def server_of(live: Live, label: str = NORTH) -> tuple[object, ...]:
+    return ("--url", f"https://localhost:{live.port}", "--trust", live.trust, "--label", label)
+
+
+def eventually(check: Any, seconds: float = 10.0) -> Any:
+    """What `check` answers once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+    return found
+
+
+# --- devices -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_that_quickstart_prints_work_as_pasted(live: Live, tmp_path: Path) -> None:
+    running = Running(Playground(live.directory), "127.0.0.1", live.port, live.ops_port, live.code(NORTH))
+    lessons = write_lessons(running)
+    # What was printed at the start is the same text, with the code that was unused then.
+    printed = live.log.read_text(encoding="utf-8")
+    assert all(f"# {lesson.title}" in printed for lesson in lessons)
+    assert lessons[0].commands in printed
+    script = tmp_path / "pasted.sh"
+    script.write_text("\n\n".join(lesson.commands for lesson in lessons) + "\n", encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PATH": f"{ESTD.parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pump.pem: OK" in done.stdout
+    assert "certificate-untrusted" in done.stdout
+    first, second = (
+        x509.load_pem_x509_certificate((live.directory / name).read_bytes()) for name in ("pump.pem", "next.pem")
+    )
+    assert first.subject == second.subject
+    assert first.public_key() != second.public_key()
+    assert (live.directory / "valve" / "device.pem").exists()
+
+
+def test_a_device_enrolls_with_a_code_and_renews(live: Live, tmp_path: Path) -> None:
+    device, code = live.code(NORTH)
+    home = tmp_path / "pump"
+    (tmp_path / "code").write_text(f"{code}\n")
+    first = ask("enroll", *server_of(live), "--device", device, "--code-file", tmp_path / "code", "--out", home)
+    assert (first["subject"], first["renewed"]) == (f"CN={device}", False)
+    assert (home / "device.key").stat().st_mode & 0o777 == 0o600
+    second = ask("enroll", *server_of(live), "--out", home, "--renew", "--key-type", "ec-p384")
+    assert (second["renewed"], second["key_type"]) == (True, "ec-p384")
+    [newest, oldest] = ask("cert", "list", "--device", device, "--dir", live.directory)
+    assert (newest["serial"], oldest["serial"]) == (second["serial"], first["serial"])
+    # The certificate, its key and the CA certificates belong together and are what TLS wants.
+    assert verified(home / "ca.pem", home / "device.pem")
+
+
+def read_pem(path: Path) -> x509.Certificate:
+    """The first certificate of a file."""
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def verified(authorities: Path, chain: Path) -> bool:
+    """Whether a TLS stack takes the chain with its key, and it leads over one intermediate to a CA certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(chain, chain.with_name("device.key"))
+    certificates = x509.load_pem_x509_certificates(authorities.read_bytes())
+    leaf, *rest = x509.load_pem_x509_certificates(chain.read_bytes())
+    for issuer in (*rest, certificates[0]):
+        leaf.verify_directly_issued_by(issuer)
+        leaf = issuer
+    return len(rest) == 1
+
+
+def test_a_device_enrolls_with_its_birth_certificate(live: Live, tmp_path: Path) -> None:
+    device = live.device(SOUTH)
+    enrolled = ask(
+        "enroll",
+        *server_of(live, SOUTH),
+        "--certificate",
+        device.certificate,
+        "--key",
+        device.key,
+        "--out",
+        tmp_path / "d",
+    )
+    assert device.name in enrolled["subject"]
+    status, error = refusal("enroll", *server_of(live, NORTH), "--out", tmp_path / "d", "--renew")
+    assert (status, error["details"]["http_status"]) == (1, 403)
+    assert live.events(0, request_id=error["details"]["request_id"])
+
+
+def test_how_enrolling_fails(live: Live, tmp_path: Path) -> None:
+    device, code = live.code(NORTH)
+    home = tmp_path / "d"
+    by_code = ("enroll", *server_of(live), "--device", device, "--out", home)
+    status, error = refusal(*by_code, given="00000-00000-00000-00000")
+    assert (status, error["details"]["http_status"]) == (1, 401)
+    assert estd(*by_code, given=code).returncode == 0
+    status, error = refusal(*by_code, given=code)
+    assert (status, "--renew" in error["problems"][0]["remedy"]) == (2, True)
+    status, error = refusal("enroll", *server_of(live), "--device", device, "--out", tmp_path / "e", given=code)
+    assert (status, "code-spent" in error["message"]) == (1, True)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"https://127.0.0.1:{free.getsockname()[1]}"
+    status, error = refusal("enroll", "--url", nobody, "--trust", live.trust, "--out", home, "--renew", "--tries", "1")
+    assert (status, error["code"]) == (75, "try-later")
+    status, error = refusal("enroll", "--url", "http://x", "--trust", live.trust, "--out", home, "--renew")
+    assert status == 2
+    status, error = refusal("enroll", *server_of(live)[:2], "--trust", home / "ca.pem", "--out", home, "--renew")
+    assert (status, error["code"]) == (1, "wrong-server")
+
+
+# --- operators ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_ecosystem_of_ones_own_beside_a_running_server(live: Live, tmp_path: Path) -> None:
+    here = ("--dir", live.directory)
+    (tmp_path / "plant.toml").write_text(PLANT)
+    (tmp_path / "pumps.csv").write_text("device,subject,san\npump-17,CN=Pump 17,dns:pump-17.plant.example\n")
+    [tried] = ask("apply", tmp_path / "plant.toml", "--dry-run", *here)
+    assert (tried["version"], tried["changed"]) == (1, True)
+    assert "plant" not in {one["label"] for one in ask("ecosystem", "list", *here)}
+    [applied] = ask("apply", tmp_path / "plant.toml", *here)
+    assert (applied["version"], applied["changed"]) == (1, True)
+    [again] = ask("apply", tmp_path / "plant.toml", *here)
+    assert (again["version"], again["changed"]) == (1, False)
+    assert ask("inventory", "import", tmp_path / "pumps.csv", "--ecosystem", "plant", *here)["devices"] == 1
+    done = estd("code", "create", "--ecosystem", "plant", "--device", "Pump-17", "--out", tmp_path / "codes.csv", *here)
+    assert done.returncode == 0, done.stderr
+    [(device, code)] = read_codes(tmp_path / "codes.csv")
+    enroll = ("enroll", *server_of(live, "plant"), "--device", device, "--out", tmp_path / "d")
+    # The running server follows within a second or so.
+    eventually(lambda: estd(*enroll, given=code).returncode == 0)
+    certificate = read_pem(tmp_path / "d/device.pem")
+    assert certificate.subject.rfc4514_string() == "CN=Pump 17"
+    export = tmp_path / "root.pem"
+    assert estd("issuer", "export", "--ecosystem", "plant", "--roots", "--out", export, *here).returncode == 0
+    certificate.verify_directly_issued_by(read_pem(export))
+    [spent] = ask("code", "list", "--ecosystem", "plant", *here)
+    assert (spent["device"], spent["state"]) == ("pump-17", "used")
+    assert ask("profile", "show", "pump", "--ecosystem", "plant", *here)["validity"] == "30d"
+    assert ask("ecosystem", "show", "plant", *here)["document"]["ecosystem"]["label"] == "plant"
+    assert [one["name"] for one in ask("issuer", "list", "--ecosystem", "plant", *here)] == ["root"]
+    assert ask("inventory", "show", "PUMP-17", "--ecosystem", "plant", *here)[0]["san"] == ["dns:pump-17.plant.example"]
+    kinds = {event["kind"] for event in ask("audit", "list", "--ecosystem", "plant", *here)}
+    assert {"ecosystem.apply", "code.create", "inventory.import", "est.simpleenroll"} <= kinds
+
+
+def test_a_revoked_device_is_refused_from_its_next_request_on(live: Live, tmp_path: Path) -> None:
+    here, device = ("--dir", live.directory), live.device(NORTH)
+    home = tmp_path / "d"
+    enrolled = ask("enroll", *server_of(live), "--certificate", device.certificate, "--key", device.key, "--out", home)
+    shown = ask("cert", "show", enrolled["serial"].upper(), *here)
+    assert (shown["state"], shown["sha256"]) == ("valid", enrolled["sha256"])
+    [revoked] = ask("cert", "revoke", enrolled["serial"], "--reason", "keyCompromise", *here)
+    assert revoked["revoked"]
+    [again] = ask("cert", "revoke", enrolled["serial"], *here)
+    assert not again["revoked"]
+    assert ask("cert", "show", enrolled["serial"], *here)["state"] == "revoked"
+    renew = ("enroll", *server_of(live), "--out", home, "--renew")
+    # Until the worker has heard of it, a second at most, the renewal may still go through.
+    error = eventually(lambda: (done := estd(*renew, "--json")).returncode == 1 and json.loads(done.stderr)["error"], 5)
+    assert "certificate-revoked" in error["message"]
+    events = ask("audit", "list", "--ecosystem", NORTH, "--outcome", "refused", "--limit", "500", *here)
+    assert "certificate-revoked" in {event["code"] for event in events}
+
+
+def test_tables_for_people(live: Live) -> None:
+    here = ("--dir", live.directory)
+    for arguments, said in (
+        (("ecosystem", "list"), "Campus North"),
+        (("ecosystem", "show", NORTH), "demo-maker"),
+        (("issuer", "list"), "CN=Campus South Root CA"),
+        (("issuer", "show", "root", "--ecosystem", NORTH), "sealed in the database"),
+        (("issuer", "export", "--ecosystem", NORTH), "-----BEGIN CERTIFICATE-----"),
+        (("profile", "list"), "anchor:demo-maker, code"),
+        (("profile", "show", "device", "--ecosystem", NORTH), "the name in the device's credential"),
+        (("code", "list", "--ecosystem", NORTH), "unused"),
+        (("cert", "list"), "serial"),
+        (("audit", "list"), "ecosystem.apply"),
+        (("serve", "--check"), "the private PostgreSQL answers"),
+    ):
+        limit = ("--limit", "100000") if arguments[0] in ("audit", "code") else ()
+        done = estd(*arguments, *limit, *here)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert done.stderr == ""
+
+
+# --- servers -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def quickstart(directory: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A quickstart server of its own, until the block ends."""
+    arguments = ("quickstart", "--dir", directory, "--port", 0, "--ops-port", 0, "--json", *options)
+    process = subprocess.Popen(
+        [str(ESTD), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        eventually(lambda: (directory / "run.json").exists() or process.poll() is not None, 60)
+        assert process.poll() is None, process.communicate()[1]
+        yield process, json.loads((directory / "run.json").read_text())
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+
+
+@pytest.mark.slow
+def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    site, ready = tmp_path / "lab", tmp_path / "ready.json"
+    with quickstart(site, "--ready-file", ready) as (process, facts):
+        assert json.loads(ready.read_text())["port"] == facts["port"] != 0
+        assert facts["pid"] == process.pid
+        status, error = refusal("quickstart", "--dir", site, "--port", "0", "--ops-port", "0")
+        assert (status, "in use by a running estd" in error["problems"][0]["what"]) == (2, True)
+        assert (site / "run.json").exists(), "the other one's"
+        status, error = refusal("quickstart", "--dir", tmp_path / "other", "--port", facts["port"], "--ops-port", "0")
+        assert (status, error["problems"][0]["where"]) == (2, "listen:")
+        assert not (tmp_path / "other/data/postgres").exists(), "found out before the database was made"
+        home = tmp_path / "d"
+        device, code = read_codes(site / "bootstrap" / NORTH / "codes.csv")[0]
+        where = ("--url", facts["url"], "--trust", site / "trust.pem", "--out", home)
+        assert estd("enroll", *where, "--device", device, given=code).returncode == 0, "the default ecosystem"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0
+    assert not (site / "run.json").exists()
+    assert not ready.exists()
+    kept = {path: path.read_bytes() for path in (site / "trust.pem", *site.glob("bootstrap/*/*"))}
+    issuers = ask("issuer", "list", "--dir", site)  # the database runs for the time of the command
+    assert not list(site.rglob("postmaster.pid"))
+    with quickstart(site) as (_, facts):
+        assert {path: path.read_bytes() for path in kept} == kept
+        assert ask("issuer", "list", "--dir", site) == issuers
+        where = ("--url", facts["url"], "--trust", site / "trust.pem", "--out", home)
+        assert ask("enroll", *where, "--renew")["renewed"]
+
+
+@pytest.mark.slow
+def test_a_server_from_settings(tmp_path: Path) -> None:
+    settings, ready = tmp_path / "estd.toml", tmp_path / "ready.json"
+    (tmp_path / "key").write_text("ab" * 32)
+    (tmp_path / "key").chmod(0o600)
+    settings.write_text('data_directory = "data"\nlisten.port = 0\nops.port = 0\n[keys]\nfile = "key"\n')
+    assert "first start" in ask("serve", "--config", settings, "--check")["database"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(ESTD), "serve", "--config", str(settings), "--ready-file", str(ready)], stdout=output, stderr=output
+        )
+        try:
+            eventually(lambda: ready.exists() or process.poll() is not None, 60)
+            assert process.poll() is None, log.read_text()
+            assert ask("serve", "--config", settings, "--check")["running"] is True
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+    assert not ready.exists()
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    for number, pause in ((signal.SIGTERM, 0.7), (signal.SIGINT, 2.0)):
+        site = tmp_path / str(pause)
+        process = subprocess.Popen(
+            [str(ESTD), "quickstart", "--dir", str(site), "--port", "0", "--ops-port", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(pause)
+        process.send_signal(number)
+        assert process.wait(60) in (0, 130, 143, -number)
+        assert not list(site.rglob("postmaster.pid"))
+        assert not (site / "run.json").exists()
+
+
+# --- the demonstration -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demonstration(tmp_path: Path) -> None:
+    keep = tmp_path / "lab"
+    done = estd("demo", "--devices", "9", "--keep", keep, "--json", seconds=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["good"], told["certificates"], told["failures"]) == (True, 18, [])
+    assert {one["count"] for one in told["operations"].values()} == {9}
+    proof = told["proof"]
+    assert (proof["cryptography"], proof["in_database"], proof["accepted_by_neighbour"]) == (18, 18, 0)
+    assert proof["openssl"] in (18, None)
+    neighbour = told["neighbour"]
+    assert (neighbour["status"], neighbour["certificates"]) == (403, 0)
+    assert neighbour["audit"]["code"] == "certificate-untrusted"
+    assert neighbour["audit"]["ecosystem"] == neighbour["ecosystem"]
+    assert len(ask("cert", "list", "--dir", keep)) == 18
+
+
+@pytest.mark.slow
+def test_an_interrupted_demonstration_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    tmp_path.chmod(0o755)
+    process = subprocess.Popen(
+        [str(ESTD), "demo", "--devices", "2000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Enrolling" in line:
+            break
+    pids = [int(path.read_text().split()[0]) for path in tmp_path.rglob("postmaster.pid")]
+    assert pids
+    process.send_signal(signal.SIGINT)
+    process.stderr.read()
+    assert process.wait(60) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
