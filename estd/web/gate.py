@@ -121,7 +121,8 @@ class Gate:
         """See `Place.begin`."""
         limits, here, now = self.limits, place.here, self._clock()
         if (
-            not self.waiting
+            not self._ring
+            and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
             and len(self._turns) < limits.handshakes_at_once
         ):
