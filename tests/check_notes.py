@@ -42,9 +42,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
     "estd/app/worker.py": ("faults/test_killstorm.py", "is killed and started again there"),
     # Commands as a person types them.
-    "estd/app/access.py": (_CLI, "opens the store for each command"),
-    "estd/app/checking.py": (_CLI, "is estd serve --check"),
-    "estd/app/demo.py": (_CLI, "is estd demo"),
     "estd/app/fleet.py": (_CLI, "is the fleet of estd demo"),
     "estd/app/lessons.py": (_CLI, "its commands are pasted into a shell there"),
     "estd/app/served.py": (_CLI, "is the server of estd demo"),
