@@ -20,46 +20,52 @@ class Lesson:
     commands: str
 
 
-def write_lessons(running: Running) -> list[Lesson]:
-    """The lessons for this server, to be pasted in order into one shell."""
+def write_lessons(running: Running, program: str) -> list[Lesson]:
+    """The lessons for this server, to be pasted in order into one shell; `program` is how a shell finds estd."""
     north, south = (f"{running.url}/.well-known/est/{label}" for label in LABELS)
     device, code = running.code
     kit = f"bootstrap/{LABELS[0]}"
-    request = "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    curve = "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     post = "-H 'Content-Type: application/pkcs10' --data-binary"
     unpack = "base64 -d | openssl pkcs7 -inform DER -print_certs"
     return [
         Lesson(
             f"The CA certificates of {LABELS[0]}; anybody may have them",
             f"cd {shlex.quote(str(running.place.directory))}\n"
-            f"curl -sS --cacert trust.pem {north}/cacerts \\\n"
+            f"curl -sS --cacert trust.pem \\\n"
+            f"  {north}/cacerts \\\n"
             f"  | {unpack} -out ca.pem",
         ),
         Lesson(
             "A key, a request, and a certificate for an enrollment code (a code works once)",
-            f"{request} -keyout pump.key \\\n"
-            f"  -subj /CN={device} -outform DER | openssl base64 -A -out pump.csr\n"
+            f"{curve} \\\n"
+            f"  -keyout pump.key -subj /CN={device} -outform DER | openssl base64 -A -out pump.csr\n"
             f"curl -sS --cacert trust.pem -u {device}:{code} \\\n"
-            f"  {post} @pump.csr {north}/simpleenroll \\\n"
+            f"  {post} @pump.csr \\\n"
+            f"  {north}/simpleenroll \\\n"
             f"  | {unpack} -out pump.pem\n"
             "openssl verify -CAfile ca.pem pump.pem",
         ),
         Lesson(
             "Its successor: a new key, the same name, proved by the certificate it has",
-            f"{request} -keyout next.key \\\n"
-            f"  -subj /CN={device} -outform DER | openssl base64 -A -out next.csr\n"
+            f"{curve} \\\n"
+            f"  -keyout next.key -subj /CN={device} -outform DER | openssl base64 -A -out next.csr\n"
             "curl -sS --cacert trust.pem --cert pump.pem --key pump.key \\\n"
-            f"  {post} @next.csr {north}/simplereenroll \\\n"
+            f"  {post} @next.csr \\\n"
+            f"  {north}/simplereenroll \\\n"
             f"  | {unpack} -out next.pem",
         ),
         Lesson(
             f"{LABELS[0]}'s certificate means nothing in {LABELS[1]}: refused",
-            f"curl -sS --cacert trust.pem --cert pump.pem --key pump.key \\\n  {post} @next.csr {south}/simpleenroll",
+            "curl -sS --cacert trust.pem --cert pump.pem --key pump.key \\\n"
+            f"  {post} @next.csr \\\n"
+            f"  {south}/simpleenroll",
         ),
         Lesson(
             "The same with estd, and a device that proves itself by its birth certificate",
-            f"estd enroll --url {running.url} --trust trust.pem --label {LABELS[0]} \\\n"
-            f"  --certificate {kit}/device.pem --key {kit}/device.key --out valve",
+            f"{program} enroll --url {running.url} --trust trust.pem \\\n"
+            f"  --label {LABELS[0]} --out valve \\\n"
+            f"  --certificate {kit}/device.pem --key {kit}/device.key",
         ),
-        Lesson("What happened", "estd cert list --dir .\nestd audit list --dir ."),
+        Lesson("What happened", f"{program} cert list --dir .\n{program} audit list --dir ."),
     ]

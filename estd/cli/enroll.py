@@ -186,7 +186,8 @@ def _write(wish: Wish, enrolled: Enrolled) -> None:
     certificate = enrolled.certificate
     name = read_name(certificate.subject.public_bytes()).text or "a device without a subject"
     left = certificate.not_valid_after_utc - datetime.now(UTC)
-    again = [f"--url {wish.url}", f"--trust {wish.trust}", *([f"--label {wish.label}"] if wish.label else [])]
+    again = ["estd", "enroll", "--url", wish.url, "--trust", str(wish.trust), "--out", str(wish.directory), "--renew"]
+    again += ["--label", wish.label] if wish.label else []
     write_facts(
         f"{'Renewed' if wish.renew else 'Enrolled'} {name}",
         [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -93,9 +96,19 @@ def write_welcome(running: Running) -> None:
     for name, value in facts:
         out.print(Text(f"  {name:<12}", style="dim").append(value, style="default not dim"), soft_wrap=True)
     out.print(Text("\nTo try it, paste into another terminal:"))
-    for lesson in write_lessons(running):
+    for lesson in write_lessons(running, find_program()):
         out.print()
         out.print(Text(f"# {lesson.title}", style="dim"), soft_wrap=True)
         out.print(Text(lesson.commands, style="cyan"), soft_wrap=True)
     out.print()
     out.file.flush()
+
+
+def find_program() -> str:
+    """How a shell finds the program that runs here."""
+    started, found = Path(sys.argv[0]), shutil.which("estd")
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m estd"
+    if found is not None and started.exists() and Path(found).samefile(started):
+        return "estd"
+    return shlex.quote(str(started.absolute()))

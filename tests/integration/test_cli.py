@@ -87,7 +87,7 @@ def eventually(check: Any, seconds: float = 10.0) -> Any:
 
 def test_the_commands_that_quickstart_prints_work_as_pasted(live: Live, tmp_path: Path) -> None:
     running = Running(Playground(live.directory), "127.0.0.1", live.port, live.ops_port, live.code(NORTH))
-    lessons = write_lessons(running)
+    lessons = write_lessons(running, "estd")
     # What was printed at the start is the same text, with the code that was unused then.
     printed = live.log.read_text(encoding="utf-8")
     assert all(f"# {lesson.title}" in printed for lesson in lessons)
