@@ -1,10 +1,10 @@
 """What one connection, one source and one worker may take, and who counts it.
 
 Promises: no source and no crowd of sources holds more connections or unfinished handshakes in this worker than `Limits`
-says. A ClientHello over the handshake limit waits its turn, sources in rotation. Where there is no room, whoever has been
-here longest without finishing a handshake makes room, so half-open connections cannot lock others out by lasting; only
-when nobody has outstayed `patience_seconds` is a newcomer refused. All of that comes before any cryptography for the
-newcomer. Knows no TLS and no event loop.
+says. A ClientHello over the handshake limit waits its turn, sources in rotation and the newest of a source first. Where
+there is no room, whoever has been here longest without finishing a handshake makes room, so half-open connections cannot
+lock others out by lasting; only when nobody has outstayed `patience_seconds` is a newcomer refused. All of that comes
+before any cryptography for the newcomer. Knows no TLS and no event loop.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Gate:
             return True
         if self.waiting >= limits.handshakes_waiting:
             return Refusal.HANDSHAKES_IN_ALL
-        if len(here.waiting) >= limits.handshakes_waiting_per_source:
+        if len(here.waiting) >= limits.handshakes_waiting_per_source and not self._make_room(here.waiting, now):
             return Refusal.HANDSHAKES_PER_SOURCE
         here.waiting[place] = None
         self.waiting += 1
@@ -161,7 +161,8 @@ class Gate:
             self._ring[here] = None
         while self._ring and (len(self._turns) < limits.handshakes_at_once or self._make_room(self._turns, now)):
             here, _ = self._ring.popitem(last=False)
-            place, _ = here.waiting.popitem(last=False)
+            # The newest first: in a flood the oldest are the flood's, or will have given up when the answer comes.
+            place, _ = here.waiting.popitem()
             self.waiting -= 1
             self._give_turn(place, now)
             if here.waiting and len(here.turns) < limits.handshakes_per_source:

@@ -105,7 +105,7 @@ def test_turns_rotate_among_the_sources_that_wait() -> None:
     holder.place.end()
     while len(log) < 5:
         by_name[log[-1]].place.end()
-    assert log == ["a0", "b0", "c0", "a1", "a2"]
+    assert log == ["a2", "b0", "c0", "a1", "a0"]
 
 
 def test_who_gives_up_waiting_frees_the_room_and_is_not_called() -> None:
@@ -126,6 +126,21 @@ def test_the_waiting_room_is_capped_per_source() -> None:
     gate = Gate(Limits(handshakes_per_source=1, handshakes_waiting_per_source=1))
     queuers = [Queuer(gate, "a") for _ in range(3)]
     assert [queuer.begin() for queuer in queuers] == [True, False, Refusal.HANDSHAKES_PER_SOURCE]
+
+
+def test_in_a_full_waiting_room_the_oldest_makes_room_for_the_newest() -> None:
+    clock = Clock()
+    gate = Gate(Limits(handshakes_at_once=1, handshakes_waiting_per_source=1, patience_seconds=1), clock)
+    oldest = Queuer(gate, "a")
+    clock.now += 0.9
+    holder, newest = Queuer(gate, "b"), Queuer(gate, "a")
+    assert holder.begin() is True
+    assert oldest.begin() is False
+    assert newest.begin() is Refusal.HANDSHAKES_PER_SOURCE, "the oldest has time left"
+    clock.now += 0.1
+    assert newest.begin() is False
+    assert (oldest.revoked, newest.revoked, holder.revoked) == (True, False, False)
+    assert counts(gate) == (2, 1, 1)
 
 
 def test_a_refused_handshake_holds_no_turn() -> None:
