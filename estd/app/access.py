@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from estd.config import Config
-from estd.errors import Invalid, Problem
+from estd.errors import Invalid, Problem, Unavailable
 from estd.ra.directory import INTERNAL_LABEL
 from estd.store.contract import EcosystemRecord, Store
 from estd.store.migrator import migrate
@@ -40,8 +41,16 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
             private = PrivatePostgres(config.data_directory / "postgres")
             stack.push_async_callback(asyncio.to_thread, private.stop)
             url = await asyncio.to_thread(private.start)
-        await migrate(url)
-        store = await PostgresStore.connect(url, pool_size=_POOL_SIZE)
+        try:
+            await migrate(url)
+            store = await PostgresStore.connect(url, pool_size=_POOL_SIZE)
+        except Unavailable as reason:
+            if config.database_url is None:
+                raise
+            where = _without_secrets(config.database_url)
+            raise Unavailable(
+                reason.code, f"database.url {where}: {reason.detail}", reason.retry_after_seconds
+            ) from None
         stack.push_async_callback(store.close)
         yield store
 
@@ -87,3 +96,9 @@ def find_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"  # a container's user often has no name
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"

@@ -29,7 +29,12 @@ def audit() -> None:
     "--outcome", type=click.Choice(("granted", "refused", "failed", "pending")), help="Only with this outcome."
 )
 @click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many to look through."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="How many to look through.",
 )
 @server_options
 @json_option

@@ -86,7 +86,9 @@ class _Found:
 @cert.command("list")
 @click.option("--ecosystem", "label", metavar="LABEL", help="Only of this ecosystem.")
 @click.option("--device", metavar="NAME", help="Only of this device.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many at most.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N", help="How many at most."
+)
 @server_options
 @json_option
 def list_certificates(label: str | None, device: str | None, limit: int, config: Config, as_json: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from estd.ca.document import DURATION_REMEDY, read_duration
 from estd.ca.ecosystem import load_document
 from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, read_device, server_options
-from estd.cli.output import note, write_json, write_table, write_time
+from estd.cli.output import note, save, write_json, write_table, write_time
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
 from estd.ra.codes import NewCode, make_code
@@ -77,7 +78,13 @@ def create(
     config: Config,
     as_json: bool,
 ) -> None:
-    """Make codes. Each is shown now and never again."""
+    """Make codes. Each is shown now and never again.
+
+    \b
+      estd code create --ecosystem plant --device pump-17
+      estd code create --ecosystem plant --count 500 --prefix pump --out codes.csv
+      estd code create --ecosystem plant --devices-file pumps.csv --expires 30d --out codes.csv
+    """
     if sum((bool(devices), devices_file is not None, count is not None)) != 1:
         raise click.UsageError("Say for which devices: --device NAME, --devices-file FILE, or --count N.")
     if prefix is not None and count is None:
@@ -89,10 +96,10 @@ def create(
     else:
         names = list(devices)
     _check_names(names)
-    if out is not None and out.exists():
-        raise Invalid([Problem(str(out), "exists already", "Name a new file, so that no code is lost.")])
     now = _now()
-    made = run_async(_create(config, label, names, profile, reusable, _read_expiry(expires, now), now))
+    expires_at = _read_expiry(expires, now)
+    with _reserved(out):
+        made = run_async(_create(config, label, names, profile, reusable, expires_at, now))
     rows = [(name, one.secret) for name, one in zip(names, made, strict=True)]
     if out is not None:
         write_codes(out, rows)
@@ -113,7 +120,9 @@ def create(
 @ecosystem_option
 @click.option("--device", metavar="NAME", help="Only of this device.")
 @click.option("--unused", is_flag=True, help="Only those that still work.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="How many at most.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, metavar="N", help="How many at most."
+)
 @server_options
 @json_option
 def list_codes(label: str, device: str | None, unused: bool, limit: int, config: Config, as_json: bool) -> None:
@@ -157,6 +166,21 @@ def list_codes(label: str, device: str | None, unused: bool, limit: int, config:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reserved(out: Path | None) -> Iterator[None]:
+    """The file is there before any code is, so that none is stored that cannot be told."""
+    if out is not None:
+        if out.exists():
+            raise Invalid([Problem(str(out), "exists already", "Name a new file, so that no code is lost.")])
+        save(out, b"", 0o600)
+    try:
+        yield
+    except BaseException:
+        if out is not None:
+            out.unlink(missing_ok=True)
+        raise
 
 
 def _read_names(path: Path) -> list[str]:

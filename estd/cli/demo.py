@@ -38,7 +38,9 @@ Exit status: 0 if everything went as it should, 1 if anything did not.
 
 
 @click.command(help=_HELP, short_help="Watch a fleet of devices enroll, renew and be refused.")
-@click.option("--devices", type=click.IntRange(2, 100_000), default=100, show_default=True, help="How many devices.")
+@click.option(
+    "--devices", type=click.IntRange(2, 100_000), default=100, show_default=True, metavar="N", help="How many."
+)
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep everything in this directory.")
 @json_option
 def demo(devices: int, keep: Path | None, as_json: bool) -> None:

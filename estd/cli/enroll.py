@@ -88,7 +88,9 @@ Exit status: 0 done, 1 refused, 2 the command or a file is wrong, 75 try again l
     help="Subject to ask for, such as CN=pump-17 (default: the server decides).",
 )
 @click.option("--san", multiple=True, metavar="NAME", help="Alternative name to ask for, such as dns:pump-17.plant.")
-@click.option("--tries", type=click.IntRange(1, 100), default=5, show_default=True, help="How often to try in all.")
+@click.option(
+    "--tries", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="How often to try in all."
+)
 @json_option
 def enroll(
     url: str,

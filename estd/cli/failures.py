@@ -76,7 +76,8 @@ def explain(fault: BaseException) -> Failure:
         case Refused():
             return Failure(REFUSED, fault.code.value, _sentence(fault.detail), details=_clause(fault.clause))
         case Unavailable():
-            return Failure(TRY_LATER, fault.code.value, _sentence(fault.detail))
+            remedy = f"Try again in {fault.retry_after_seconds} s."
+            return Failure(TRY_LATER, fault.code.value, _sentence(fault.detail), remedy)
         case Failed():
             return Failure(fault.status, "failed", _sentence(fault.message), fault.remedy)
         case Broken():

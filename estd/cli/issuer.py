@@ -12,12 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.app.access import find_visible, get_ecosystem, open_store
-from estd.app.playground import write_file
 from estd.asn1.spki import key_type
 from estd.ca.ecosystem import load_document
 from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, server_options
-from estd.cli.output import note, write_facts, write_json, write_table, write_time
+from estd.cli.output import note, save, write_facts, write_json, write_table, write_time
 from estd.config import Config
 from estd.device.answers import serial_text, write_pem
 from estd.errors import Invalid, Problem
@@ -154,7 +153,7 @@ def export(label: str, name: str | None, roots: bool, out: Path | None, config: 
     chosen = sorted((one for one in found if not (roots and one.parent)), key=lambda one: one.parent is not None)
     pem = write_pem([one.certificate for one in chosen])
     if out is not None:
-        write_file(out, pem, 0o644)
+        save(out, pem, 0o644)
     if as_json:
         write_json([{**one.as_json(), "pem": write_pem([one.certificate]).decode()} for one in chosen])
     elif out is None:

@@ -19,6 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from estd.app.playground import write_file
+from estd.errors import Invalid, Problem
+
 _PIPE_WIDTH: Final = 400
 
 
@@ -64,6 +67,19 @@ def write_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
 def write_line(text: str, style: str = "") -> None:
     """One line."""
     console().print(Text(plain(text), style=style), soft_wrap=True)
+
+
+def save(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that the command line names.
+
+    Raises:
+        Invalid: it cannot be written.
+    """
+    try:
+        write_file(path, content, mode)
+    except OSError as error:
+        remedy = "Name a file in a directory of yours."
+        raise Invalid([Problem(str(path), f"cannot be written ({error.strerror})", remedy)]) from None
 
 
 def note(text: str) -> None:

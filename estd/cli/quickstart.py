@@ -12,12 +12,12 @@ import click
 from rich.text import Text
 
 from estd.app.lessons import write_lessons
-from estd.app.playground import LABELS, write_file
+from estd.app.playground import LABELS
 from estd.app.quickstart import Running, describe
 from estd.app.quickstart import run as carry_out
 from estd.cli.loop import run_async
 from estd.cli.options import json_option
-from estd.cli.output import console, note, write_json
+from estd.cli.output import console, note, save, write_json
 
 _HELP = """\
 Run a server to play with. Everything it needs is made in DIR: database, keys, two ecosystems that know nothing of each
@@ -47,8 +47,12 @@ It asks for nothing to be installed and leaves nothing outside DIR.
     help="Where to keep everything.",
 )
 @click.option("--address", metavar="ADDRESS", help="Address to listen on (default 127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port for devices; 0 takes a free one (default 8443).")
-@click.option("--ops-port", type=click.IntRange(0, 65535), help="Port for health and metrics (default 8081).")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port for devices; 0 takes a free one (default 8443)."
+)
+@click.option(
+    "--ops-port", type=click.IntRange(0, 65535), metavar="PORT", help="Port for health and metrics (default 8081)."
+)
 @click.option(
     "--ready-file",
     metavar="FILE",
@@ -64,7 +68,7 @@ def quickstart(
     def show(running: Running) -> None:
         facts = describe(running)
         if ready_file is not None:
-            write_file(ready_file, f"{json.dumps(facts)}\n".encode(), 0o644)
+            save(ready_file, f"{json.dumps(facts)}\n".encode(), 0o644)
         if as_json:
             write_json(facts)
         else:

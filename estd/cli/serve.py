@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 
 from estd.app.checking import check_server
-from estd.app.playground import write_file
 from estd.app.running import serve as carry_out
 from estd.app.supervisor import Supervisor
 from estd.cli.loop import run_async
 from estd.cli.options import find_settings, json_option, settings_options
-from estd.cli.output import note, write_facts, write_json
+from estd.cli.output import note, save, write_facts, write_json
 from estd.config import read_config
 
 _HELP = """\
@@ -65,7 +64,7 @@ def serve(
     async def say(supervisor: Supervisor) -> None:
         facts = {"port": supervisor.port, "ops_port": supervisor.ops_port, "pid": os.getpid()}
         if ready_file is not None:
-            write_file(ready_file, (json.dumps(facts) + "\n").encode(), 0o644)
+            save(ready_file, (json.dumps(facts) + "\n").encode(), 0o644)
         if as_json:
             write_json(facts)
         else:

@@ -55,9 +55,18 @@ async def test_a_database_of_the_operators_own_is_used_and_migrated(bare_databas
 
 async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
     config = Config(tmp_path / "data", database_url=f"postgresql://estd@/estd?host={tmp_path}")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"database\.url postgresql:///estd: "):
         async with open_store(config):
             pytest.fail("there is no server")
+
+
+async def test_a_password_is_not_told(tmp_path: Path) -> None:
+    config = Config(tmp_path / "data", database_url="postgresql://me:secret@127.0.0.1:1/estd?password=secret")
+    with pytest.raises(Unavailable) as unavailable:
+        async with open_store(config):
+            pytest.fail("there is no server")
+    assert "127.0.0.1:1/estd" in unavailable.value.detail
+    assert "secret" not in unavailable.value.detail
 
 
 def test_a_user_without_a_name_is_called_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

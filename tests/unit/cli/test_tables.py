@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from estd.cli.code import _read_names
+from estd.cli.code import _read_names, _reserved
 from estd.cli.inventory import _read
 from estd.errors import Invalid
 
@@ -68,3 +68,17 @@ def test_an_inventory_without_devices_or_with_other_columns(tmp_path: Path, text
     (tmp_path / "f").write_text(text)
     with pytest.raises(Invalid):
         _read(tmp_path / "f")
+
+
+def test_a_file_for_codes_is_there_before_any_code_and_gone_when_there_is_none(tmp_path: Path) -> None:
+    out = tmp_path / "codes.csv"
+    with _reserved(out):
+        assert out.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(Invalid, match="exists already"), _reserved(out):
+        pytest.fail("it would be written over")
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt), _reserved(out):
+        raise KeyboardInterrupt
+    assert not out.exists()
+    with pytest.raises(Invalid, match="cannot be written"), _reserved(tmp_path / "absent" / "codes.csv"):
+        pytest.fail("there is no such directory")
