@@ -38,6 +38,7 @@ from estd.signer.server import SignerSettings
 from estd.store.migrator import migrate
 from estd.store.postgres import PostgresStore
 from estd.store.private import PrivatePostgres
+from estd.web.tls_context import build_context
 
 _log = logging.getLogger(__name__)
 
@@ -141,12 +142,12 @@ class Supervisor:
             except Invalid as invalid:
                 _log.error("settings not reloaded", extra={"problems": [str(item) for item in invalid.problems]})
                 return
-        await self._renew_certificate()
         old, previous = self._workers, self._config
         self._config = config
         try:
+            await self._renew_certificate()
             self._workers = await self._start_workers()
-        except Broken as fault:
+        except (Broken, Invalid, Unavailable) as fault:
             _log.error("reload failed; the old workers stay", extra={"detail": str(fault)})
             self._config = previous
             return
@@ -326,25 +327,27 @@ class Supervisor:
     async def _watch_database(self) -> None:
         while self._private is not None:
             await asyncio.sleep(_WATCH_EVERY_SECONDS)
-            await asyncio.to_thread(self._private.ensure_running)
+            try:
+                await asyncio.to_thread(self._private.ensure_running)
+            except (Unavailable, Invalid, OSError) as reason:
+                _log.error("the private database could not be started again", extra={"detail": str(reason)})
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_RENEW_EVERY_SECONDS)
             try:
                 renewed = await self._renew_certificate()
-            except (Unavailable, Broken) as reason:
+            except (Unavailable, Invalid, Broken) as reason:
                 _log.error("the server certificate could not be renewed", extra={"detail": str(reason)})
                 continue
             if renewed:
-                for child in self._workers:
-                    self._worker_controls[child.name].send(
-                        {"tls_chain": self._chain.decode(), "tls_key": self._key.decode()}
-                    )
+                for control in self._worker_controls.values():
+                    control.send({"tls_chain": self._chain.decode(), "tls_key": self._key.decode()})
 
     async def _renew_certificate(self) -> bool:
         """Make sure that there is a server certificate with enough life left; whether it changed."""
         chain, key = await identity.ensure_certificate(self._config, self._store, self._enrollment, _now())
+        build_context(chain, key)  # before a worker is told: the operator's own may be half replaced
         changed = chain != getattr(self, "_chain", None)
         self._chain, self._key = chain, key
         return changed

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from estd.app.worker import WorkerSettings
-from estd.errors import Unavailable
+from estd.errors import Invalid, Unavailable
 from estd.est import messages
 from estd.est.operations import Est
 from estd.ra.admission import Admission
@@ -70,7 +70,11 @@ class Worker:
 
     def use_certificate(self, chain: bytes, key: bytes) -> None:
         """Show another server certificate to connections from now on."""
-        self._context = build_context(chain, key)
+        try:
+            self._context = build_context(chain, key)
+        except Invalid as invalid:
+            _log.error("server certificate not replaced", extra={"problems": [str(item) for item in invalid.problems]})
+            return
         _log.info("server certificate replaced")
 
     def refresh_gauges(self) -> None:

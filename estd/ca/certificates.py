@@ -16,6 +16,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.asn1.oids import NAMES
@@ -89,7 +90,14 @@ def read_anchor(table: Table, key: str, texts: tuple[str, ...], read_file: ReadF
                         "Name the certificate that signed the devices' certificates, not one of a device.",
                     )
                     continue
-            except ValueError:
+                if not isinstance(certificate.public_key(), rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+                    table.complain(
+                        key,
+                        f"{_call(certificate)} has a kind of key that path validation does not know yet",
+                        "Use a maker's CA with an RSA or EC key.",
+                    )
+                    continue
+            except (ValueError, UnsupportedAlgorithm):
                 table.complain(key, "holds a certificate with unreadable extensions", "Ask the maker for a valid one.")
                 continue
             der = certificate.public_bytes(Encoding.DER)

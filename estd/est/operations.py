@@ -190,8 +190,13 @@ def check_binding(request: CertificationRequest, profile: Profile, exchange: Exc
     TLS 1.2 binds by tls-unique; for TLS 1.3, where that is undefined, the value is tls-exporter (RFC 9266 §3), as
     RFC 9148 §3 does it. It may stand in challengePassword or in estIdentityLinking (RFC 7894 §3.3).
     """
-    presented = request.est_identity_linking or request.challenge_password
-    if presented is None:
+    if request.otp_challenge is not None or request.revocation_challenge is not None:
+        # RFC 7894 §3: every challenge that is included has to verify, and these two are not announced.
+        raise Refused(
+            Code.BINDING_REFUSED, "otpChallenge and revocationChallenge cannot be verified here", "RFC 7894 §3"
+        )
+    presented = {request.est_identity_linking, request.challenge_password} - {None}
+    if not presented:
         if profile.require_binding:
             raise Refused(
                 Code.BINDING_REFUSED,
@@ -202,10 +207,10 @@ def check_binding(request: CertificationRequest, profile: Profile, exchange: Exc
     channel = exchange.peer.channel
     bindings = [channel.channel_binding(kind) for kind in ("tls-exporter", "tls-unique")] if channel else []
     expected = {messages.write_binding(binding) for binding in bindings if binding is not None}
-    if presented not in expected:
+    if not presented <= expected:
         raise Refused(
             Code.BINDING_REFUSED,
-            "challengePassword is not the channel binding of this TLS connection",
+            "challengePassword or estIdentityLinking is not the channel binding of this TLS connection",
             "RFC 7030 §3.5",
         )
 

@@ -28,6 +28,7 @@ from cryptography import x509
 from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra.order import Order
+from estd.ra.trail import log_event
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict, read_refusal
 from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
@@ -231,7 +232,8 @@ class Enrollment:
         started = asyncio.get_running_loop().time()
         await self._record([issued for _, _, issued in done])
         self._observe("record_seconds", asyncio.get_running_loop().time() - started)
-        for waiting, certificate, _ in done:
+        for waiting, certificate, issued in done:
+            log_event(issued.event)
             if not waiting.answer.done():
                 waiting.answer.set_result(certificate)
 

@@ -81,4 +81,5 @@ class Trail:
 
 def log_event(event: Event) -> None:
     """The event as one line of the structured log."""
-    _log.info("audit", extra={"audit": write_event(event)})
+    if _log.isEnabledFor(logging.INFO):
+        _log.info("audit", extra={"audit": write_event(event)})
