@@ -32,35 +32,19 @@ async def serve(
     check_room(config)
     set_up_logs("supervisor", config.log_level)
     supervisor = Supervisor(config, None if settings is None else lambda: read_config(settings))
-    if not await _start(supervisor):
-        return
+    # Until the supervisor takes the signals, one lets the start come to its end, some seconds at most, and then
+    # everything stops: half a start is hard to take back.
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
     try:
-        if when_ready is not None:
+        await supervisor.start()
+        if when_ready is not None and not signalled.is_set():
             await when_ready(supervisor)
     except BaseException:
         await supervisor.stop()
         raise
-    await supervisor.run()
-
-
-async def _start(supervisor: Supervisor) -> bool:
-    """Whether it started; False when a signal came first."""
-    loop = asyncio.get_running_loop()
-    start = loop.create_task(supervisor.start())
-    stopped = False
-
-    def give_up() -> None:
-        nonlocal stopped
-        stopped = True
-        start.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, give_up)
-    try:
-        await start
-    except BaseException as fault:
+    if signalled.is_set():
         await supervisor.stop()
-        if stopped and isinstance(fault, asyncio.CancelledError):
-            return False
-        raise
-    return True
+    else:
+        await supervisor.run()
