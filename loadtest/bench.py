@@ -1,9 +1,8 @@
 """`make bench`: what a certificate costs, as ratios against the bare cryptography of the same work, in one run.
 
 A quickstart server is started in a temporary directory. For each workload the CPU time of all its processes, PostgreSQL
-included, is read from the kernel before and after, and divided by the certificates issued. The floor is measured in the
-same run: for *fresh* an in-process pyOpenSSL server handshake with a client certificate, a CSR verification and a
-signature; for *kept* the last two. P-256 throughout. Every success is counted against the rows in the database.
+included, is read from the kernel before and after, and divided by the certificates issued. The floor, the bare
+cryptography of the same work (`loadtest/floor.py`), is measured in the same run. P-256 throughout.
 """
 
 from __future__ import annotations
@@ -17,15 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fleet
+import floor
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from OpenSSL import SSL
 
 PATH = "/.well-known/est/campus-north/simpleenroll"
 ROLES = ("worker", "signer", "postgres", "supervisor")
@@ -142,78 +138,6 @@ class Server:
         return sizes
 
 
-def measure_floors(device: fleet.Device, trust_key: ec.EllipticCurvePrivateKey) -> tuple[float, float]:
-    """CPU microseconds of the bare work: (fresh, kept). Best of several rounds, as a floor should be."""
-    import base64
-
-    request = x509.load_der_x509_csr(base64.b64decode(device.bodies[0]))
-    message = bytes(600)
-
-    def kept() -> None:
-        # Parsed anew each time, so that no library keeps the last verdict.
-        assert x509.load_der_x509_csr(csr).is_signature_valid
-        trust_key.sign(message, ec.ECDSA(hashes.SHA256()))
-
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    csr = request.public_bytes(Encoding.DER)
-    kept_us = min(_cpu_us(kept, 200) for _ in range(5))
-    handshake_us = min(_handshake_us(device, trust_key, 100) for _ in range(5))
-    return handshake_us + kept_us, kept_us
-
-
-def _cpu_us(work: Callable[[], None], times: int) -> float:
-    started = time.thread_time()
-    for _ in range(times):
-        work()
-    return (time.thread_time() - started) / times * 1e6
-
-
-def _handshake_us(device: fleet.Device, key: ec.EllipticCurvePrivateKey, times: int) -> float:
-    """CPU of the server's half of a TLS 1.3 handshake with a client certificate, in memory."""
-    server = SSL.Context(SSL.TLS_SERVER_METHOD)
-    server.use_certificate(device.certificate)
-    server.use_privatekey(device.key)
-    server.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)
-    server.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    server.set_options(SSL.OP_NO_TICKET)
-    client = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    client.set_min_proto_version(SSL.TLS1_3_VERSION)
-    client.use_certificate(device.certificate)
-    client.use_privatekey(device.key)
-    client.set_verify(SSL.VERIFY_NONE, None)
-    spent = 0.0
-    for _ in range(times):
-        one = SSL.Connection(client, None)
-        one.set_connect_state()
-        started = time.thread_time()
-        other = SSL.Connection(server, None)
-        other.set_accept_state()
-        spent += time.thread_time() - started
-        for _ in range(3):
-            _step(one)
-            _move(one, other)
-            started = time.thread_time()
-            _step(other)
-            spent += time.thread_time() - started
-            _move(other, one)
-    return spent / times * 1e6
-
-
-def _step(side: SSL.Connection) -> None:
-    try:
-        side.do_handshake()
-    except SSL.WantReadError:
-        return  # the other side's turn
-
-
-def _move(source: SSL.Connection, target: SSL.Connection) -> None:
-    try:
-        target.bio_write(source.bio_read(65536))
-    except SSL.WantReadError:
-        return  # nothing to move
-
-
 def run(
     server: Server, workload: str, devices: list[fleet.Device], threads: int, keep: bool, floor_us: float
 ) -> Result:
@@ -268,8 +192,7 @@ def main() -> int:
             warm = fleet.make_devices(server.maker, server.maker_key, 50, 2)
             fleet.enroll_all(server.address, server.trust, PATH, warm, threads=8, keep=False)
             rest_bytes, idle_bytes = measure_idle(server, single, options.connections)
-            key = ec.generate_private_key(ec.SECP256R1())
-            fresh_floor, kept_floor = measure_floors(fresh[0], key)
+            fresh_floor, kept_floor = floor.measure()
             results = [
                 run(server, "fresh simpleenroll", fresh, options.threads, False, fresh_floor),
                 run(server, "kept connection", kept, options.threads, True, kept_floor),

@@ -20,8 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
+_LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 _FOREVER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 
 
@@ -59,12 +60,13 @@ def make_devices(maker_certificate: Path, maker_key: Path, count: int, requests_
     issuer_key = serialization.load_pem_private_key(maker_key.read_bytes(), None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     run = os.urandom(4).hex()
-    return [_make_device(issuer, issuer_key, f"load-{run}-{index}", requests_each) for index in range(count)]
+    return [make_device(issuer, issuer_key, f"load-{run}-{index}", requests_each) for index in range(count)]
 
 
-def _make_device(
-    issuer: x509.Certificate, issuer_key: ec.EllipticCurvePrivateKey, name: str, requests_each: int
+def make_device(
+    issuer: x509.Certificate | None, issuer_key: ec.EllipticCurvePrivateKey, name: str, requests_each: int
 ) -> Device:
+    """One device of that maker; signed by `issuer_key` under its own name when there is no issuer."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [x509.NameAttribute(NameOID.SERIAL_NUMBER, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
@@ -72,11 +74,11 @@ def _make_device(
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer.subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(issuer.not_valid_before_utc)
-        .not_valid_after(min(_FOREVER, issuer.not_valid_after_utc))
+        .not_valid_before(_LONG_AGO if issuer is None else issuer.not_valid_before_utc)
+        .not_valid_after(_FOREVER if issuer is None else issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
@@ -92,6 +94,11 @@ def _make_device(
     return Device(name, certificate, key, tuple(bodies))
 
 
+def read_body(body: bytes) -> bytes:
+    """The DER request of one body."""
+    return base64.b64decode(body)
+
+
 class Connection:
     """One TLS connection of one device."""
 
@@ -100,8 +107,6 @@ class Connection:
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         store = context.get_cert_store()
         assert store is not None
-        from OpenSSL import crypto
-
         store.add_cert(crypto.X509.from_cryptography(trust))
         context.set_verify(SSL.VERIFY_PEER, lambda _connection, _certificate, _number, _depth, ok: bool(ok))
         if device is not None:
