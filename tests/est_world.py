@@ -247,7 +247,9 @@ def read_certificate(answer: tuple[str, str, Reply]) -> bytes:
 
 
 def identity_of(caller: Caller) -> str:
-    """What the audit trail calls its certificate."""
+    """What the audit trail calls a refused caller: the name it claims, or else the certificate it showed."""
+    if caller.authorization is not None and caller.authorization.startswith("Basic "):
+        return "code:" + base64.b64decode(caller.authorization[6:]).decode().partition(":")[0]
     return "x509:" + hashlib.sha256(caller.certificates[0]).hexdigest() if caller.certificates else ""
 
 
