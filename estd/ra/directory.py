@@ -7,6 +7,7 @@ what it read from the store.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,8 @@ from estd.ca.ecosystem import Anchor, Ecosystem, load_document
 from estd.ca.profile import Profile
 from estd.errors import Code, Refused
 from estd.store.contract import EcosystemRecord, IssuerRecord, Revocation
+
+_log = logging.getLogger(__name__)
 
 INTERNAL_LABEL: Final = "estd-server"
 """The server's own ecosystem; no path leads to it."""
@@ -76,6 +79,7 @@ class Directory:
 
     def __init__(self, records: Iterable[EcosystemRecord], revocations: Iterable[Revocation], default: str | None):
         self._places: dict[str, Place] = {}
+        self._contested: set[str] = set()
         self._default = default
         self.ecosystems: dict[int, LiveEcosystem] = {}
         for record in records:
@@ -86,9 +90,12 @@ class Directory:
                 continue
             for profile in rules.profiles.values():
                 if profile.label is not None:
-                    self._places[profile.label] = Place(live, profile)
+                    self._claim(profile.label, Place(live, profile))
             if rules.default_profile is not None:
-                self._places[rules.label] = Place(live, rules.profiles[rules.default_profile])
+                self._claim(rules.label, Place(live, rules.profiles[rules.default_profile]))
+        for label in self._contested:
+            _log.error("two ecosystems claim one label; it leads nowhere", extra={"label": label})
+            del self._places[label]
         self.revoked = {(revocation.issuer_id, revocation.serial) for revocation in revocations}
 
     def find_place(self, label: str | None) -> Place:
@@ -111,6 +118,12 @@ class Directory:
             return self._places[label]
         except KeyError:
             raise Refused(Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2") from None
+
+    def _claim(self, label: str, place: Place) -> None:
+        # Applying refuses a label that is taken, but two ecosystems may be applied at the same moment.
+        if label in self._places:
+            self._contested.add(label)
+        self._places[label] = place
 
     @property
     def labels(self) -> tuple[str, ...]:
