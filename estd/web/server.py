@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_request import BaseRequest
 
-from estd.errors import Code, Refused, Unavailable
+from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
 from estd.wire.exchange import Exchange, Peer, Reply
 
@@ -42,6 +43,9 @@ class Site:
     """Answers HTTP requests of one worker with one protocol."""
 
     def __init__(self, protocol: Protocol, write_refusal: WriteRefusal) -> None:
+        if HttpRequestParser is HttpRequestParserPy:
+            # Nearly all of aiohttp's request smuggling was in the parser it falls back to.
+            raise Broken("aiohttp lacks its compiled parser; install its wheel, without AIOHTTP_NO_EXTENSIONS")
         self._protocol = protocol
         self._write_refusal = write_refusal
         self._in_hand = 0

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp.http_parser import HttpRequestParserPy
 from tls_lab import Client, Floor, make_identity, run_floor
 
 from estd.errors import Broken, Code, Refused, Unavailable
@@ -98,6 +99,13 @@ def statuses(answer: bytes) -> list[int]:
 
 def counted(operation: str, outcome: str) -> float:
     return metrics.REQUESTS.labels(operation, outcome)._value.get()
+
+
+def test_the_parser_that_aiohttp_falls_back_to_is_not_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A27: most of its smuggling bugs were in the one written in Python."""
+    monkeypatch.setattr(server, "HttpRequestParser", HttpRequestParserPy)
+    with pytest.raises(Broken, match="compiled parser"):
+        Site(Desk().answer, write_refusal)
 
 
 # --- what the protocol is handed ----------------------------------------------------------------------------------------
