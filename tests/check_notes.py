@@ -60,11 +60,9 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/cli/profile.py": (_CLI, "a command, called there"),
     "estd/cli/quickstart.py": (_LIVE, "is how the server that is asked there was started"),
     "estd/cli/serve.py": (_CLI, "a command, called there"),
-    "estd/ra/directory.py": ("unit/est/test_operations.py", "leads every label of the deny matrix"),
     "estd/ra/paths.py": ("unit/ra/test_admission.py", "admission's own; each path good and bad is shown to it there"),
     "estd/signer/settings.py": ("unit/signer/test_server.py", "a value that the process reads and obeys there"),
     "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),
-    "estd/web/metrics.py": (_LIVE, "counters; a running server is asked for them there"),
     "estd/web/tls_events.py": ("unit/web/test_tls.py", "a vocabulary; each of OpenSSL's reasons is read there"),
     "estd/wire/exchange.py": ("unit/est/test_operations.py", "values that every protocol's tests are made of"),
 }
