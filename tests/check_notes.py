@@ -42,9 +42,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
     "estd/app/worker.py": ("faults/test_killstorm.py", "is killed and started again there"),
     # Commands as a person types them.
-    "estd/app/fleet.py": (_CLI, "is the fleet of estd demo"),
-    "estd/app/lessons.py": (_CLI, "its commands are pasted into a shell there"),
-    "estd/app/served.py": (_CLI, "is the server of estd demo"),
     "estd/cli/__init__.py": ("unit/cli/test_command_line.py", "the tree of commands, walked as a whole"),
     "estd/cli/apply.py": (_CLI, "a command, called there"),
     "estd/cli/audit.py": (_CLI, "a command, called there"),
