@@ -35,6 +35,8 @@ from factory import make_device as make_party
 from line import EST, Answer, Line, basic
 
 import estd
+from estd.app.quickstart import read_ecosystem
+from estd.errors import Invalid
 from estd.store.private import PrivatePostgres
 
 ESTD = Path(sys.executable).with_name("estd")
@@ -265,9 +267,14 @@ async def test_a23_a_bundle_that_is_missing_or_garbled_changes_nothing(plant: Ne
     for file, content in bundles.items():
         if content is not None:
             (plant.folder / file).write_bytes(content)
+        document = plant.folder / f"{file}.toml"
+        document.write_text(PLANT.format(anchor=file))
+        with pytest.raises(Invalid) as caught:
+            read_ecosystem(document)
+        assert "anchor" in str(caught.value) or file in str(caught.value)
+    for file in ("missing.pem", "half.pem"):  # and as the operator sees it
         done = plant.apply(file)
         assert done.returncode == 2, (file, done)
-        assert file in done.stderr or "anchor" in done.stderr, (file, done.stderr)
         assert "Traceback" not in done.stderr
     assert (await plant.fetch(version))[0][0] == before
     name, certificate, key = plant.born()
