@@ -33,6 +33,7 @@ class Child:
         argv: arguments after the interpreter; descriptor numbers are appended, control channel last.
         inherited: descriptors the child gets besides its control channel.
         environment: variables the child gets besides ours.
+        ended: called with the process id after each end.
         greet: called with our end of the control channel after each start; when it returns the child is ready.
     """
 
@@ -43,12 +44,14 @@ class Child:
         inherited: Sequence[int],
         greet: Callable[[socket.socket], Coroutine[None, None, None]],
         environment: Mapping[str, str] = MappingProxyType({}),
+        ended: Callable[[int], None] = lambda _pid: None,
     ) -> None:
         self.name = name
         self._argv = list(argv)
         self._inherited = list(inherited)
         self._greet = greet
         self._environment = dict(environment)
+        self._ended = ended
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -142,6 +145,7 @@ class Child:
             greeting.cancel()
             _signal(process, signal.SIGKILL)
         await exited
+        self._ended(process.pid)
         if not self._stopping.is_set():
             _log.warning("child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode})
         ours.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 Report = Callable[[], Awaitable[dict[str, str]]]
 
@@ -40,6 +40,10 @@ class OpsServer:
         """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def forget(self, pid: int) -> None:
+        """A worker ended: its gauges count no more, its counters still do."""
+        mark_process_dead(pid, str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})

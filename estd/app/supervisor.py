@@ -91,6 +91,7 @@ class Supervisor:
         self._stack.push_async_callback(self._store.close)
         await identity.ensure_ecosystem(self._store, self._kek)
         self._listener = self._listen()
+        self._ops = OpsServer(self._report, self._runtime / "metrics")
         await self._start_signers()
         self._pool = SignerPool([str(self._signer_socket(slot)) for slot in range(config.signer_count)])
         self._stack.push_async_callback(self._pool.close)
@@ -104,7 +105,6 @@ class Supervisor:
             self._task(self._watch_database()),
             self._task(self._renew()),
         ]
-        self._ops = OpsServer(self._report, self._runtime / "metrics")
         self.ops_port = await self._ops.start(config.ops_address, config.ops_port)
         self._stack.push_async_callback(self._ops.stop)
         _log.info("serving", extra={"port": self.port, "ops_port": self.ops_port})
@@ -252,6 +252,7 @@ class Supervisor:
                 self._greeter_of_worker(name),
                 # Read by OpenSSL at its start; see the file for the one setting it holds.
                 {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
+                self._ops.forget,
             )
             workers.append(child)
             child.start()

@@ -163,8 +163,9 @@ class Admission:
         ecosystem = place.ecosystem
         try:
             device = normalise_device(user)
-        except Refused as refused:
-            raise Refused(Code.CREDENTIAL_INVALID, refused.detail, "RFC 7030 §3.2.3") from None
+        except Refused:
+            # Without the reason: it would quote what was typed, and a code is sometimes typed into the wrong field.
+            raise Refused(Code.CREDENTIAL_INVALID, "the user name is no device name", "RFC 7030 §3.2.3") from None
         self._check_pause(ecosystem.ecosystem_id, device, now)
         codes = await self._store.find_codes(ecosystem.ecosystem_id, device)
         presented = hash_secret(secret)

@@ -186,7 +186,7 @@ class EnrollmentCode:
     secret_sha256: bytes
     single_use: bool
     profile: str | None
-    """The only profile it is good for; None means the ecosystem's default."""
+    """The only profile it is good for; None means any that takes codes."""
     expires_at: datetime | None
     created_at: datetime
     spent_at: datetime | None

@@ -265,7 +265,7 @@ def test_a_foreign_code(live: Live, fleet: Fleet, home: str, neighbour: str) -> 
     connection = fleet.connect()
     answer = connection.post(neighbour, "simpleenroll", new_request(named(device)), basic(device, code))
     assert (answer.status, answer.body) == (401, b"")
-    watch.expect_one_refusal("simpleenroll", "credential-invalid")
+    watch.expect_one_refusal("simpleenroll", "credential-invalid", f"code:{device}")
     answer = connection.post(home, "simpleenroll", new_request(named(device)), basic(device, code))
     assert live.stored(answer.certificate.public_bytes(Encoding.DER))[0]["label"] == home
 
@@ -276,7 +276,7 @@ def test_a_foreign_code_on_a_connection_that_spent_it_at_home(live: Live, fleet:
     assert connection.post(SOUTH, "simpleenroll", csr, basic(device, code)).status == 200
     watch = Watch(live, NORTH)
     assert connection.post(NORTH, "simpleenroll", csr, basic(device, code)).status == 401
-    watch.expect_one_refusal("simpleenroll", "credential-invalid")
+    watch.expect_one_refusal("simpleenroll", "credential-invalid", f"code:{device}")
 
 
 def test_a_foreign_code_beside_a_good_certificate(live: Live, fleet: Fleet) -> None:
@@ -286,7 +286,7 @@ def test_a_foreign_code_beside_a_good_certificate(live: Live, fleet: Fleet) -> N
     connection = fleet.connect(device.certificate, device.key)
     answer = connection.post(NORTH, "simpleenroll", new_request(device.x509.subject), basic(name, code))
     assert answer.status == 401
-    watch.expect_one_refusal("simpleenroll", "credential-invalid", identity_of(device.certificate))
+    watch.expect_one_refusal("simpleenroll", "credential-invalid", f"code:{name}")
 
 
 def test_a_good_code_beside_a_foreign_certificate(live: Live, fleet: Fleet) -> None:
