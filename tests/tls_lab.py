@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from OpenSSL import SSL, crypto
 
+from estd.web.openssl import LIB
 from estd.web.tls import Gate, Limits, TlsServerProtocol, build_context
-from estd.web.tls_context import LIB
 
 PATIENCE = 20.0
 """How long a test waits for something that must happen."""

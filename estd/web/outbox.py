@@ -10,14 +10,10 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from OpenSSL import SSL
-
 from estd.web.gate import Limits
+from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection
 
 NEVER: Final = float("inf")
-RECORD_BYTES: Final = 16_384
-"""RFC 8446 §5.1: the most plaintext one record holds."""
-_OUTPUT_BYTES: Final = 2 * RECORD_BYTES
 
 
 class Outbox:
@@ -26,9 +22,9 @@ class Outbox:
     __slots__ = ("_limits", "_loop", "_mark", "_raw", "_tls", "_written", "backlog", "stall_at")
 
     def __init__(
-        self, tls: SSL.Connection, raw: asyncio.Transport, limits: Limits, loop: asyncio.AbstractEventLoop
+        self, tls: Connection, raw: asyncio.Transport, limits: Limits, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._tls: SSL.Connection | None = tls
+        self._tls: Connection | None = tls
         self._raw = raw
         self._limits = limits
         self._loop = loop
@@ -43,12 +39,12 @@ class Outbox:
         """Send plaintext, or keep what exceeds the high-water mark in `backlog`.
 
         Raises:
-            SSL.Error: the connection is broken.
+            TlsError: the connection is broken.
         """
         assert self._tls is not None
         if not self.backlog and len(data) <= RECORD_BYTES:
             if data:
-                self._tls.send(data)
+                self._tls.write(data)
                 self.flush()
             return
         self.backlog.append(memoryview(data if isinstance(data, bytes) else bytes(data)))
@@ -61,7 +57,7 @@ class Outbox:
         assert tls is not None
         while backlog and self._raw.get_write_buffer_size() <= self._limits.high_water_bytes:
             view = backlog[0]
-            sent = tls.send(view[:RECORD_BYTES])
+            sent = tls.write(view[:RECORD_BYTES])
             # After each record, so that OpenSSL's buffer, which never shrinks, holds one record and not the answer.
             self.flush()
             if sent == len(view):
@@ -73,17 +69,13 @@ class Outbox:
         """Hand over whatever OpenSSL has to say: records, handshake messages, alerts."""
         tls, raw = self._tls, self._raw
         assert tls is not None
-        while True:
-            try:
-                output = tls.bio_read(_OUTPUT_BYTES)
-            except SSL.WantReadError:
-                return
+        while output := tls.take():
             if not raw.get_write_buffer_size():
                 self._mark = self._written
                 self.stall_at = self._loop.time() + self._limits.write_stall_seconds
             self._written += len(output)
             raw.write(output)
-            if len(output) < _OUTPUT_BYTES:
+            if len(output) < OUTPUT_BYTES:
                 return
 
     def waiting_bytes(self) -> int:

@@ -22,8 +22,8 @@ from OpenSSL import SSL
 
 from estd.web.farewell import Farewell
 from estd.web.gate import Gate, Limits, Place, Refusal, read_source
-from estd.web.outbox import RECORD_BYTES
-from estd.web.tls_context import NoProtocolInCommon, build_context, read_reasons
+from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection, TlsError
+from estd.web.tls_context import build_context
 from estd.web.tls_events import Event, Observe, read_failure
 from estd.web.tls_session import TlsSession
 from estd.web.tls_transport import TlsTransport
@@ -34,7 +34,6 @@ __all__ = ["Event", "Gate", "Limits", "Observe", "Refusal", "TlsServerProtocol",
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_RECORD: Final = 0x16
-_FLIGHT_BYTES: Final = 32_768
 _ALERT_UNEXPECTED_MESSAGE: Final = b"\x15\x03\x03\x00\x02\x02\x0a"
 _PLAIN_HTTP_TEXT: Final = b"This port speaks TLS. Use https:// instead of http://.\n"
 _PLAIN_HTTP: Final = (
@@ -90,7 +89,7 @@ class TlsServerProtocol(asyncio.Protocol):
         self._place: Place | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._hello: bytes | None = None  # held while it waits for its turn
-        self._tls: SSL.Connection | None = None
+        self._tls: Connection | None = None
         self._received = 0
         self._is_over = False
 
@@ -174,38 +173,31 @@ class TlsServerProtocol(asyncio.Protocol):
             self._drop_as_broken()
 
     def _start(self, hello: bytes) -> None:
-        self._tls = SSL.Connection(self._current_context(), None)
-        self._tls.set_accept_state()
+        self._tls = Connection(self._current_context())
         self._advance(self._tls, hello)
 
-    def _advance(self, tls: SSL.Connection, data: bytes) -> None:
+    def _advance(self, tls: Connection, data: bytes) -> None:
         self._received += len(data)
         if self._received > self._limits.handshake_bytes:
             self._drop(Event.FAILED_TOO_MUCH)
             return
-        rest = memoryview(data)
+        rest: bytes | memoryview = data if len(data) <= RECORD_BYTES else memoryview(data)
         while rest:
             # In pieces, so that what follows the handshake is not decrypted before anybody can count it.
             piece, rest = rest[:RECORD_BYTES], rest[RECORD_BYTES:]
-            tls.bio_write(piece)
+            tls.feed(piece)
             try:
-                tls.do_handshake()
-            except SSL.WantReadError:
-                self._flush(tls)
-            except NoProtocolInCommon:
-                self._flush(tls)
-                self._part(Event.FAILED_APPLICATION_PROTOCOL)
-                return
-            except SSL.Error as error:
+                is_finished = tls.handshake()
+            except TlsError as error:
                 self._flush(tls)  # the alert that says why
-                self._part(read_failure(read_reasons(error)))
+                self._part(read_failure(error.reasons))
                 return
-            else:
-                self._flush(tls)
+            self._flush(tls)
+            if is_finished:
                 self._hand_over(tls, len(piece), rest)
                 return
 
-    def _hand_over(self, tls: SSL.Connection, last_bytes: int, rest: memoryview) -> None:
+    def _hand_over(self, tls: Connection, last_bytes: int, rest: bytes | memoryview) -> None:
         """The handshake is done: requests are another object's work."""
         raw, place, limits = self._raw, self._place, self._limits
         assert raw is not None
@@ -213,7 +205,7 @@ class TlsServerProtocol(asyncio.Protocol):
         session = TlsSession(tls)
         certificates = session.certificates
         if len(certificates) > limits.certificates or sum(map(len, certificates)) > limits.certificate_bytes:
-            tls.shutdown()
+            tls.shut_down()
             self._flush(tls)
             self._part(Event.FAILED_CERTIFICATES_TOO_BIG)
             return
@@ -224,16 +216,12 @@ class TlsServerProtocol(asyncio.Protocol):
         transport = TlsTransport(raw, tls, session, peer, place, limits, self._observe)
         transport.open(self._make_inner(), last_bytes, rest)
 
-    def _flush(self, tls: SSL.Connection) -> None:
+    def _flush(self, tls: Connection) -> None:
         assert self._raw is not None
-        try:
-            flight = tls.bio_read(_FLIGHT_BYTES)
-            while len(flight) == _FLIGHT_BYTES:
-                self._raw.write(flight)
-                flight = tls.bio_read(_FLIGHT_BYTES)
-        except SSL.WantReadError:
-            return
-        self._raw.write(flight)
+        while flight := tls.take():
+            self._raw.write(flight)
+            if len(flight) < OUTPUT_BYTES:
+                return
 
     def _part(self, event: Event) -> None:
         """End it so that the peer can read why."""

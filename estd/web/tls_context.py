@@ -12,16 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 
 from estd.errors import Invalid, Problem
-
-# What pyOpenSSL itself calls; used for the calls that it does not wrap, or not without a dozen more.
-LIB: Final[Any] = Binding.lib
-_FFI: Final[Any] = Binding.ffi
+from estd.web import openssl
 
 # The client's order decides: it knows whether its chip has AES or would rather do ChaCha20. All of these are
 # recommended or, for CCM (RFC 7251), what the smallest stacks carry. CCM_8 is left out for its 64-bit tag.
@@ -41,11 +37,9 @@ _GROUPS: Final = b"X25519MLKEM768:X25519:P-256:SecP256r1MLKEM768:P-384:P-521"
 # work of the peer's choosing (an RSA-16384 intermediate, say) for an answer that nobody here reads.
 _NO_PATH: Final = -2
 
-_PROTOCOLS: Final = (b"http/1.1", b"http/1.0")
-
-
-class NoProtocolInCommon(Exception):
-    """The client offered protocols by ALPN, and HTTP/1 was not among them."""
+# RFC 7301 §3.2: HTTP/1 where the client offers it, the alert no_application_protocol where it offers others alone. A
+# client that sends no ALPN, as older firmware does, speaks HTTP/1.1 unasked.
+_CHOOSER: Final[Any] = openssl.make_chooser((b"http/1.1", b"http/1.0"))
 
 
 def build_context(chain_pem: bytes, key_pem: bytes) -> SSL.Context:
@@ -89,48 +83,27 @@ def build_context(chain_pem: bytes, key_pem: bytes) -> SSL.Context:
             [
                 Problem(
                     "server certificate",
-                    f"OpenSSL does not take it ({read_reasons(error) or 'no reason given'})",
+                    f"OpenSSL does not take it ({_read_reasons(error) or 'no reason given'})",
                     "Use a P-256 key, or RSA with at least 2048 bits, and a SHA-256 signature.",
                 )
             ]
         ) from None
-    if LIB.SSL_CTX_set1_curves_list(context._context, _GROUPS) != 1:
-        LIB.ERR_clear_error()
+    if not openssl.use_groups(context, _GROUPS):
         raise Invalid(
             [Problem("TLS", "this OpenSSL lacks a key exchange group", "Install the cryptography package's own wheel.")]
         )
-    LIB.SSL_CTX_set_verify(context._context, SSL.VERIFY_PEER, _ACCEPT)
+    openssl.ask_for_certificate(context)
     context.set_verify_depth(_NO_PATH)
     # No client-CA list is set, so none is sent (RFC 5246 §7.4.4, RFC 8446 §4.2.4): a list of one ecosystem's anchors
     # would lock out the others, and one of all of them would tell each who the others are.
-    context.set_alpn_select_callback(_choose_protocol)
+    openssl.use_chooser(context, _CHOOSER)
     return context
 
 
-def read_reasons(error: SSL.Error) -> str:
+def _read_reasons(error: SSL.Error) -> str:
     """OpenSSL's own words for what went wrong, joined."""
     entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
     return "; ".join(entry[2] for entry in entries if entry[2])
-
-
-def _accept(_ok: int, _store: object) -> int:
-    """Whatever the certificate says, TLS goes on; only the CertificateVerify signature counts here."""
-    return 1
-
-
-# OpenSSL calls this three times a handshake, so it goes around pyOpenSSL's wrapper and the objects that it makes.
-_ACCEPT: Final[Any] = _FFI.callback("int (*)(int, X509_STORE_CTX *)", _accept)
-
-
-def _choose_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
-    """RFC 7301 §3.2: HTTP/1 where the client offers it, the alert no_application_protocol where it offers others alone.
-
-    A client that sends no ALPN, as older firmware does, never gets here and speaks HTTP/1.1 unasked.
-    """
-    for protocol in _PROTOCOLS:
-        if protocol in offered:
-            return protocol
-    raise NoProtocolInCommon
 
 
 def _read_chain(chain_pem: bytes) -> Sequence[x509.Certificate]:

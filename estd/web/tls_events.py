@@ -50,6 +50,7 @@ def read_failure(reasons: str) -> Event:
 
 _FAILURES: Final = (
     (" alert ", Event.FAILED_PEER_ALERT),
+    ("no application protocol", Event.FAILED_APPLICATION_PROTOCOL),
     ("unsupported protocol", Event.FAILED_VERSION),
     ("no shared cipher", Event.FAILED_NOTHING_IN_COMMON),
     ("no suitable", Event.FAILED_NOTHING_IN_COMMON),

@@ -12,12 +12,10 @@ import enum
 import logging
 from typing import Any, Final, cast
 
-from OpenSSL import SSL
-
 from estd.web.farewell import Farewell
 from estd.web.gate import Limits, Place
-from estd.web.outbox import NEVER, RECORD_BYTES, Outbox
-from estd.web.tls_context import read_reasons
+from estd.web.openssl import RECORD_BYTES, Connection, TlsError
+from estd.web.outbox import NEVER, Outbox
 from estd.web.tls_events import Event, Observe
 from estd.web.tls_session import TlsSession
 from estd.wire.exchange import Peer
@@ -71,7 +69,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def __init__(
         self,
         raw: asyncio.Transport,
-        tls: SSL.Connection,
+        tls: Connection,
         session: TlsSession,
         peer: Peer,
         place: Place,
@@ -81,7 +79,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._raw = raw
-        self._tls: SSL.Connection | None = tls
+        self._tls: Connection | None = tls
         self._session = session
         self._peer = peer
         self._place = place
@@ -103,7 +101,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._raw_is_full = False
         self._inner_is_paused = False
 
-    def open(self, inner: asyncio.Protocol, unread_bytes: int, rest: memoryview) -> None:
+    def open(self, inner: asyncio.Protocol, unread_bytes: int, rest: bytes | memoryview) -> None:
         """Take the socket over and let the HTTP layer begin.
 
         A client may send its first request in the segment of its Finished: some of the last `unread_bytes` that were
@@ -237,7 +235,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         try:
             self._outbox.write(data)
-        except SSL.Error as error:
+        except TlsError as error:
             self._break(error)
             return
         if self._outbox.backlog:
@@ -266,17 +264,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._held += data
             return
         if data:
-            tls.bio_write(data)
+            tls.feed(data)
         parts: list[bytes] = []
-        failure: SSL.Error | None = None
+        failure: TlsError | None = None
         try:
-            while True:
-                parts.append(tls.recv(RECORD_BYTES))
-        except SSL.WantReadError:
-            pass
-        except SSL.ZeroReturnError:
-            self._peer_is_done = True
-        except SSL.Error as error:
+            while part := tls.read():
+                parts.append(part)
+            if part is not None:
+                self._peer_is_done = True
+        except TlsError as error:
             failure = error
         plaintext = parts[0] if len(parts) == 1 else b"".join(parts)
         # A KeyUpdate, a renegotiation attempt and an empty record cost us work and bring nothing; an honest peer's
@@ -319,7 +315,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         try:
             self._outbox.drain()
-        except SSL.Error as error:
+        except TlsError as error:
             self._break(error)
             return
         if self._outbox.backlog:
@@ -347,19 +343,19 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Say close_notify."""
         assert self._tls is not None
         try:
-            self._tls.shutdown()
+            self._tls.shut_down()
             self._outbox.flush()
-        except SSL.Error:
+        except TlsError:
             pass  # OpenSSL has already given the connection up and sent its alert
         self._part()
 
-    def _break(self, error: SSL.Error) -> None:
+    def _break(self, error: TlsError) -> None:
         """The stream is broken, by an alert of the peer's or by bytes that are no record of this connection."""
-        self._observe(Event.PEER_ALERT if " alert " in read_reasons(error) else Event.EVICTED_BROKEN_RECORD)
+        self._observe(Event.PEER_ALERT if " alert " in error.reasons else Event.EVICTED_BROKEN_RECORD)
         self._loss = ConnectionAbortedError("the TLS connection broke")
         try:
             self._outbox.flush()
-        except SSL.Error:
+        except TlsError:
             pass  # then there is no alert to send
         self._part()
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 from OpenSSL import SSL
 from tls_lab import make_client_context, make_identity
 
 from estd.web.gate import Limits
-from estd.web.outbox import NEVER, RECORD_BYTES, Outbox
+from estd.web.openssl import RECORD_BYTES, Connection
+from estd.web.outbox import NEVER, Outbox
 from estd.web.tls_context import build_context
 
 SERVER = make_identity("estd")
@@ -25,20 +27,15 @@ class Way:
         self.loop = asyncio.get_running_loop()
         self.raw, _ = await self.loop.create_connection(asyncio.Protocol, sock=ours)
         self.raw.set_write_buffer_limits(high=limits.high_water_bytes)
-        self.server = SSL.Connection(build_context(SERVER.chain_pem, SERVER.key_pem), None)
-        self.server.set_accept_state()
+        self.server = Connection(build_context(SERVER.chain_pem, SERVER.key_pem))
         self.client = SSL.Connection(make_client_context(), None)
         self.client.set_connect_state()
-        for _ in range(3):
-            for end, other in ((self.client, self.server), (self.server, self.client)):
-                try:
-                    end.do_handshake()
-                except SSL.WantReadError:
-                    pass
-                try:
-                    other.bio_write(end.bio_read(65_536))
-                except SSL.WantReadError:
-                    pass
+        for _ in range(2):
+            with contextlib.suppress(SSL.WantReadError):
+                self.client.do_handshake()
+            self.server.feed(self.client.bio_read(65_536))
+            if not self.server.handshake():
+                self.client.bio_write(self.server.take())
         self.outbox = Outbox(self.server, self.raw, limits, self.loop)
         return self
 

@@ -23,6 +23,7 @@ from tls_lab import (
 )
 
 from estd.web.gate import Limits, Refusal
+from estd.web.openssl import Connection
 from estd.web.tls import TlsServerProtocol, build_context
 from estd.web.tls_events import Event, read_failure
 
@@ -378,19 +379,18 @@ async def test_a_broken_http_layer_costs_the_connection_and_not_the_worker() -> 
 
 @pytest.mark.parametrize("ending", ["goodbye", "reset", "half-open", "garbage", "server"])
 async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
-    made: list[weakref.ref[SSL.Connection]] = []
-    original = SSL.Connection.__init__
+    made: list[weakref.ref[Connection]] = []
+    original = Connection.__init__
 
-    def note(self: SSL.Connection, context: SSL.Context, socket: None = None) -> None:
-        original(self, context, socket)
-        if context is floor.context:
-            made.append(weakref.ref(self))
+    def note(self: Connection, context: SSL.Context) -> None:
+        original(self, context)
+        made.append(weakref.ref(self))
 
     gc.collect()
     gc.disable()
     try:
         async with run_floor(SERVER) as floor:
-            SSL.Connection.__init__ = note  # type: ignore[method-assign]
+            Connection.__init__ = note  # type: ignore[method-assign]
             async with await Client.connect(floor, make_client_context(DEVICE)) as client:
                 if ending == "half-open":
                     with pytest.raises(SSL.WantReadError):
@@ -418,7 +418,7 @@ async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
             # Reference counts alone must do: a full collection is a pause for every other device.
             assert [ref() for ref in made] == [None]
     finally:
-        SSL.Connection.__init__ = original  # type: ignore[method-assign]
+        Connection.__init__ = original  # type: ignore[method-assign]
         gc.enable()
 
 

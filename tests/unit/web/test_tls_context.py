@@ -14,7 +14,8 @@ from tls_lab import Client, fragment, make_client_context, make_identity, read_m
 
 import estd.web
 from estd.errors import Invalid
-from estd.web.tls_context import LIB, build_context
+from estd.web.openssl import LIB
+from estd.web.tls_context import build_context
 from estd.web.tls_events import Event
 
 SERVER = make_identity("estd")
