@@ -76,6 +76,12 @@ def read_tlv(data: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 def read_tagged(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
     """Like `read_tlv` for an element that must have this identifier octet: where its contents start and stop."""
+    start = at + 2
+    if start <= end and data[at] == tag and data[at + 1] < 0x80:
+        # Nearly every element of a request: short, and what it should be. The rest is told apart by `read_tlv`.
+        stop = start + data[at + 1]
+        if stop <= end:
+            return start, stop
     found, start, stop = read_tlv(data, at, end)
     if found != tag:
         raise _refused(f"identifier octet 0x{found:02x} stands where 0x{tag:02x} belongs", "X.690 §8.1.2")

@@ -7,6 +7,8 @@ superfluous or explicit are never mistaken for the named ones.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from estd.asn1 import der
 from estd.errors import Code, Refused
 
@@ -40,8 +42,9 @@ ALGORITHMS = {
 """The AlgorithmIdentifier of each key type but the RSA ones, which share `RSA`."""
 
 
+@lru_cache(maxsize=16)
 def read_spki(spki: bytes) -> tuple[bytes, bytes]:
-    """The AlgorithmIdentifier (whole element) and the key's octets."""
+    """The AlgorithmIdentifier (whole element) and the key's octets. Kept: one request's key is read in several places."""
     start, stop = der.read_whole(spki, der.SEQUENCE)
     algorithm_stop = der.read_tagged(spki, start, stop, der.SEQUENCE)[1]
     key_start, key_stop = der.read_tagged(spki, algorithm_stop, stop, der.BIT_STRING)

@@ -43,8 +43,8 @@ class Approved:
     """A certificate that is checked, built and linted and lacks nothing but its signature. Only `prepare` makes one."""
 
     __slots__ = (
-        "_issuer",
         "_spent",
+        "issuer",
         "issuer_id",
         "not_after",
         "not_before",
@@ -68,7 +68,7 @@ class Approved:
     ) -> None:
         if maker is not _PREPARED:
             raise Broken("an Approved was made without preparing it")
-        self._issuer = issuer
+        self.issuer = issuer
         self._spent = False
         self.issuer_id = issuer.issuer_id
         self.profile = profile
@@ -85,7 +85,7 @@ class Approved:
 
     def spend(self, issuer: Issuer) -> bytes:
         """The bytes to be signed, once, for the issuer they were prepared for."""
-        if self._issuer is not issuer:
+        if self.issuer is not issuer:
             raise Broken("an Approved was shown to another issuer")
         if self._spent:
             raise Broken("an Approved was spent twice")

@@ -33,13 +33,18 @@ from estd.names import EMPTY_NAME
 class Template:
     """The constant parts of one profile's certificates under one issuer."""
 
-    __slots__ = ("_after_serial", "_constant", "_dates", "_key_id", "_san_critical", "_validity", "key_id_method")
+    __slots__ = ("_constant", "_dates", "_identify", "_issuer", "_key_id", "_san_critical", "_validity", "key_id_method")
 
     def __init__(self, profile: Profile, issuer: Authority) -> None:
         self.key_id_method = profile.key_id if profile.subject_key_id else None
-        self._key_id = None if self.key_id_method is None else KEY_IDS[self.key_id_method]
-        self._after_serial = issuer.algorithm.identifier + issuer.subject
+        self._identify = None if self.key_id_method is None else KEY_IDS[self.key_id_method]
+        self._issuer = issuer.algorithm.identifier + issuer.subject
         self._constant = _leaf_extensions(profile, issuer)
+        self._key_id = b""
+        if self._identify is not None:
+            # All identifiers of one method are equally long, so all but the identifier itself is the same each time.
+            length = len(self._identify(b""))
+            self._key_id = write_extension(_SUBJECT_KEY_ID, False, der.octet_string(bytes(length)))[:-length]
         self._san_critical = profile.san_rule.critical
         self._dates: tuple[datetime, datetime] | None = None
         self._validity = b""
@@ -68,12 +73,12 @@ class Template:
             self._validity = der.sequence(der.time(not_before), der.time(not_after))
             self._dates = (not_before, not_after)
         extensions = self._constant
-        if self._key_id is not None:
-            extensions += write_extension(_SUBJECT_KEY_ID, False, der.octet_string(self._key_id(read_spki(spki)[1])))
+        if self._identify is not None:
+            extensions += self._key_id + self._identify(read_spki(spki)[1])
         if san is not None:
             # RFC 5280 §4.2.1.6: critical whenever the subject is empty.
             extensions += write_extension(_SUBJECT_ALT_NAME, self._san_critical or subject == EMPTY_NAME, san)
-        return _tbs(serial, self._after_serial, self._validity, subject, spki, extensions)
+        return _tbs(serial, self._issuer, self._validity, subject, spki, extensions)
 
 
 def write_ca_tbs(

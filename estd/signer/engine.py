@@ -24,45 +24,12 @@ from estd.errors import Broken, Code, Invalid, Problem, Refused, Unavailable
 from estd.keys.contract import SigningKey
 from estd.keys.software import unseal
 from estd.signer.frames import Load, LoadedIssuer, PrepareItem
-from estd.wire.pkcs10 import read_request, verify_request
+from estd.wire.pkcs10 import read_request_again, verify_request
 
 _log = logging.getLogger(__name__)
 
 KEPT_SECONDS: Final = 60.0
 """How long a version is served after a newer one was loaded."""
-
-
-class Ready:
-    """An `Approved` with the issuer that made it and alone may spend it."""
-
-    __slots__ = ("approved", "issuer", "issuer_id", "serial", "tbs")
-
-    def __init__(self, issuer: Issuer, approved: Approved) -> None:
-        self.issuer = issuer
-        self.approved = approved
-        self.issuer_id = approved.issuer_id
-        self.serial = approved.serial
-        self.tbs = approved.tbs
-
-    @property
-    def tbs_sha256(self) -> bytes:
-        """Hash of the to-be-signed bytes."""
-        return self.approved.tbs_sha256
-
-    @property
-    def spki_sha256(self) -> bytes:
-        """Hash of the subject's public key."""
-        return self.approved.spki_sha256
-
-    @property
-    def not_before(self) -> datetime:
-        """First second of validity."""
-        return self.approved.not_before
-
-    @property
-    def not_after(self) -> datetime:
-        """Last second of validity."""
-        return self.approved.not_after
 
 
 class IssuanceEngine:
@@ -104,7 +71,7 @@ class IssuanceEngine:
         """Ecosystem → versions that can be prepared for."""
         return {ecosystem_id: sorted(versions) for ecosystem_id, versions in self._ecosystems.items()}
 
-    def prepare(self, item: PrepareItem, now: datetime) -> Ready:
+    def prepare(self, item: PrepareItem, now: datetime) -> Approved:
         """Check a request and build its certificate up to the signature."""
         version = self._ecosystems.get(item.ecosystem_id, _NO_VERSIONS).get(item.version)
         if version is None:
@@ -117,19 +84,19 @@ class IssuanceEngine:
         if issuer is None:
             raise Unavailable(Code.SIGNER_UNAVAILABLE, f"the key of issuer {profile.issuer} is not here", 60)
         # RFC 7030 §4.2.1: the CA verifies the signature over the CSR, whatever a registration authority says of it.
-        verified = verify_request(read_request(item.csr))
+        verified = verify_request(read_request_again(item.csr))
         randomness = secrets.token_bytes(RANDOM_BYTES)
-        return Ready(issuer, issuer.prepare(item.profile, verified, item.subject, item.san, now, randomness))
+        return issuer.prepare(item.profile, verified, item.subject, item.san, now, randomness)
 
-    def seal(self, ready: Sequence[Ready]) -> list[bytes | Refused | Unavailable]:
+    def seal(self, approved: Sequence[Approved]) -> list[bytes | Refused | Unavailable]:
         """Sign each, in order, with one call to each issuer's key."""
         groups: dict[Issuer, list[int]] = {}
-        for at, one in enumerate(ready):
+        for at, one in enumerate(approved):
             groups.setdefault(one.issuer, []).append(at)
-        results: list[bytes | Refused | Unavailable] = [_NOT_SIGNED] * len(ready)
+        results: list[bytes | Refused | Unavailable] = [_NOT_SIGNED] * len(approved)
         for issuer, places in groups.items():
             try:
-                certificates = issuer.seal_many([ready[at].approved for at in places])
+                certificates = issuer.seal_many([approved[at] for at in places])
             except Unavailable as reason:
                 for at in places:
                     results[at] = reason

@@ -62,8 +62,6 @@ class CertificationRequest:
     info: bytes
     """The CertificationRequestInfo: what is signed."""
     subject: bytes
-    name: Name
-    """`subject` as read."""
     spki: bytes
     spki_sha256: bytes
     key_type: str
@@ -76,8 +74,6 @@ class CertificationRequest:
     """Dotted identifier to the requested extension (RFC 2985 §5.4.2)."""
     san: bytes | None
     """The value of the requested subjectAltName extension."""
-    sans: tuple[GeneralName, ...]
-    """`san` as read."""
     challenge_password: str | None = None
     """RFC 2985 §5.4.1; RFC 7030 §3.5 puts the channel binding here."""
     otp_challenge: str | None = None
@@ -87,6 +83,16 @@ class CertificationRequest:
     est_identity_linking: str | None = None
     """RFC 7894 §3.3."""
     change_subject_name: ChangeSubjectName | None = None
+
+    @property
+    def name(self) -> Name:
+        """`subject` as read."""
+        return read_name(self.subject)
+
+    @property
+    def sans(self) -> tuple[GeneralName, ...]:
+        """`san` as read."""
+        return () if self.san is None else read_san(self.san)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +110,28 @@ class VerifiedRequest:
 def read_request(data: bytes) -> CertificationRequest:
     """The request these bytes encode."""
     try:
+        request = _read_request(data)
+        read_name(request.subject)
+        if request.san is not None:
+            read_san(request.san)
+        # After our own caps: the other parser has none.
+        _check_other_parser(request)
+    except Refused as refused:
+        raise _malformed_unless_key(refused) from None
+    return request
+
+
+def read_request_again(data: bytes) -> CertificationRequest:
+    """The request of bytes that `read_request` accepted in the process they came to from outside.
+
+    As strict about structure, key and attributes, for whoever does not take that process at its word. It asks no second
+    parser and does not read the names: what is signed for takes from a request nothing but the key, whose signature
+    `verify_request` checks over the very octets read here, and names are judged where they enter a certificate.
+    """
+    try:
         return _read_request(data)
     except Refused as refused:
-        if refused.code is Code.KEY_REFUSED:
-            raise
-        raise Refused(Code.CSR_MALFORMED, refused.detail, refused.clause) from None
+        raise _malformed_unless_key(refused) from None
 
 
 def verify_request(request: CertificationRequest) -> VerifiedRequest:
@@ -151,8 +174,12 @@ _CHALLENGES = {
 _READ_ELSEWHERE = frozenset((_EXTENSION_REQUEST, _CHANGE_SUBJECT_NAME, *_CHALLENGES))
 
 
-def _malformed(detail: str, clause: str = "RFC 2986 §4.1") -> Refused:
+def _malformed(detail: str, clause: str | None = "RFC 2986 §4.1") -> Refused:
     return Refused(Code.CSR_MALFORMED, detail, clause)
+
+
+def _malformed_unless_key(refused: Refused) -> Refused:
+    return refused if refused.code is Code.KEY_REFUSED else _malformed(refused.detail, refused.clause)
 
 
 def _read_request(data: bytes) -> CertificationRequest:
@@ -174,22 +201,17 @@ def _read_request(data: bytes) -> CertificationRequest:
 
     info = data[start:info_stop]
     signature = der.read_octets(data, signature_start, signature_stop)
-    name = read_name(data[subject_at:subject_stop])
     spki = data[subject_stop:spki_stop]
     kind = key_type(spki)
     attributes = _read_attributes(data, attributes_start, attributes_stop)
     extensions = _read_extensions(attributes)
     san = extensions.get(_SUBJECT_ALT_NAME)
-    sans = () if san is None else read_san(san.value)
-    # After our own caps: the other parser has none.
-    _check_other_parser(data, info, signature, extensions)
     change = attributes.get(_CHANGE_SUBJECT_NAME)
     return CertificationRequest(
         der=data,
         sha256=hashlib.sha256(data).digest(),
         info=info,
-        subject=name.der,
-        name=name,
+        subject=data[subject_at:subject_stop],
         spki=spki,
         spki_sha256=hashlib.sha256(spki).digest(),
         key_type=kind,
@@ -198,7 +220,6 @@ def _read_request(data: bytes) -> CertificationRequest:
         attributes=MappingProxyType(attributes),
         extensions=MappingProxyType(extensions),
         san=None if san is None else san.value,
-        sans=sans,
         change_subject_name=None if change is None else _read_change_subject_name(_single(change)),
         **{
             _CHALLENGES[kind]: _read_challenge(_single(values))
@@ -208,14 +229,14 @@ def _read_request(data: bytes) -> CertificationRequest:
     )
 
 
-def _check_other_parser(data: bytes, info: bytes, signature: bytes, extensions: Mapping[str, Extension]) -> None:
+def _check_other_parser(request: CertificationRequest) -> None:
     """Two parsers, one meaning: `cryptography` re-encodes what it understood, and that must be what we read."""
     try:
-        other = x509.load_der_x509_csr(data)
-        agreed = other.tbs_certrequest_bytes == info and other.signature == signature
-        if extensions and agreed:
+        other = x509.load_der_x509_csr(request.der)
+        agreed = other.tbs_certrequest_bytes == request.info and other.signature == request.signature
+        if request.extensions and agreed:
             agreed = {one.oid.dotted_string: one.critical for one in other.extensions} == {
-                dotted: extension.critical for dotted, extension in extensions.items()
+                dotted: extension.critical for dotted, extension in request.extensions.items()
             }
     except (
         ValueError,

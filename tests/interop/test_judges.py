@@ -22,6 +22,8 @@ from pkilint import loader
 from pkilint.pkix import certificate, extension, name
 from pkilint.validation import ValidationFindingSeverity
 
+from estd.ra.directory import INTERNAL_LABEL
+
 pytestmark = [pytest.mark.interop, pytest.mark.last]
 
 
@@ -37,7 +39,7 @@ class World:
     @property
     def purpose(self) -> str:
         """What its leaves are for, as ``openssl verify -purpose`` says it."""
-        return "sslclient" if self.label in (NORTH, SOUTH) else "sslserver"
+        return "sslserver" if self.label == INTERNAL_LABEL else "sslclient"
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Files of the roots and of the intermediates."""

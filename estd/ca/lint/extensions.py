@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from estd.ca.lint.names import judge_general_name
 from estd.ca.lint.walk import Malformed, check_nested, dotted, element, is_oid, is_padded, members, only
@@ -18,8 +17,7 @@ USAGE_NAMES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """One extension, and what it says as far as others depend on it."""
 
     oid: bytes
@@ -43,7 +41,8 @@ def judge_extension(extension: bytes) -> Judged:
     start, stop = only(extension, 0x30)
     tag, oid_start, oid_stop = element(extension, start, stop)
     oid = extension[oid_start:oid_stop]
-    if tag != 0x06 or not is_oid(oid):
+    judge = _JUDGES.get(oid)
+    if tag != 0x06 or (judge is None and not is_oid(oid)):
         raise Malformed
     findings: list[str] = []
     critical = False
@@ -59,7 +58,6 @@ def judge_extension(extension: bytes) -> Judged:
     if tag != 0x04 or value_stop != stop:
         raise Malformed
     value = extension[value_start:value_stop]
-    judge = _JUDGES.get(oid)
     try:
         if judge is not None:
             return judge(oid, critical, value, findings)

@@ -4,9 +4,9 @@
 own standards, against the issuing certificate and against the profile; an empty list means that it may be signed. The
 judgement takes nothing from whoever built the bytes: it reads the issuing certificate itself and has its own DER walk.
 
-What is the same in every certificate of a profile is judged once: the verdict on a run of extensions, and on the dates
-of one batch, is kept beside their very octets, so whatever differs by one bit is judged anew. Serial number, subject,
-key, key identifier and subjectAltName are judged each time.
+What is the same in every certificate of a profile is judged once: the verdict on a run of extensions, on what they mean
+together for one family of keys, and on the dates of one batch, is kept beside their very octets, so whatever differs by
+one bit is judged anew. Serial number, subject, key, key identifier and subjectAltName are judged each time.
 
 Must not import `estd.asn1.der`, `estd.ca.template` or anything of the floors above; no clock.
 """
@@ -56,6 +56,8 @@ class Linter:
         self._run = b""
         self._run_judged: dict[bytes, Judged] = {}
         self._run_found: list[str] = []
+        # What that run means with what follows it, by all of the rest that this depends on.
+        self._together: dict[tuple[str | None, bool, bool, bool | None], list[str]] = {}
         self._validity = b""
         self._validity_found: list[str] = []
 
@@ -96,7 +98,8 @@ class Linter:
         found += judge_name(tbs[subject_start:subject_end])
 
         extensions = self._read_extensions(tbs, spki_end, end, found)
-        self._judge_together(extensions, subject_start == subject_end, key, found)
+        self._judge_key_ids(extensions, key, found)
+        found += self._find_together(extensions, subject_start == subject_end, key, is_clean=not found)
         self._judge_names(subject, extensions.get(SAN), found)
         self._judge_size(end, algorithm_end - serial_end, found)
         return found
@@ -164,16 +167,30 @@ class Linter:
             return extensions
         extensions = {}
         run_end = _judge_extensions(tbs, first, end, extensions, found)
-        if run_end > first:
-            # Kept under these octets only, and judged again from them so that nothing of this certificate mixes in.
-            self._run, self._run_judged, self._run_found = tbs[first:run_end], {}, []
-            _judge_extensions(self._run, 0, len(self._run), self._run_judged, self._run_found)
+        # Kept under these octets only, and judged again from them so that nothing of this certificate mixes in.
+        self._run, self._run_judged, self._run_found, self._together = tbs[first:run_end], {}, [], {}
+        _judge_extensions(self._run, 0, len(self._run), self._run_judged, self._run_found)
         return extensions
 
-    def _judge_together(
-        self, extensions: dict[bytes, Judged], subject_empty: bool, key: Key | None, found: list[str]
-    ) -> None:
-        self._judge_key_ids(extensions, key, found)
+    def _find_together(
+        self, extensions: dict[bytes, Judged], subject_empty: bool, key: Key | None, is_clean: bool
+    ) -> list[str]:
+        """What `_judge_together` finds, or found for the same run."""
+        names = extensions.get(SAN)
+        has_key_id = SKI in extensions
+        follows = has_key_id + (names is not None)
+        # Other extensions behind the run, one that is there twice, or a key identifier that the profile has the octets
+        # of: then it is not the run that decides.
+        if not is_clean or len(extensions) != len(self._run_judged) + follows or (has_key_id and SKI not in self._expected):
+            return self._judge_together(extensions, subject_empty, key)
+        what = (None if key is None else key.family, subject_empty, has_key_id, None if names is None else names.critical)
+        found = self._together.get(what)
+        if found is None:
+            found = self._together[what] = self._judge_together(extensions, subject_empty, key)
+        return found
+
+    def _judge_together(self, extensions: dict[bytes, Judged], subject_empty: bool, key: Key | None) -> list[str]:
+        found: list[str] = []
         usage, purposes, policies = extensions.get(KU), extensions.get(EKU), extensions.get(CP)
         usages = frozenset[str]() if usage is None else usage.usages
         if key is not None and not usages.isdisjoint(NOT_FOR_KEY[key.family][1]):
@@ -196,6 +213,7 @@ class Linter:
         else:
             self._judge_leaf(self._profile, extensions, usages, named, policies, found)
         self._judge_presence(extensions, found)
+        return found
 
     def _judge_presence(self, extensions: dict[bytes, Judged], found: list[str]) -> None:
         extras = 0
