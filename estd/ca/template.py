@@ -33,7 +33,16 @@ from estd.names import EMPTY_NAME
 class Template:
     """The constant parts of one profile's certificates under one issuer."""
 
-    __slots__ = ("_constant", "_dates", "_identify", "_issuer", "_key_id", "_san_critical", "_validity", "key_id_method")
+    __slots__ = (
+        "_constant",
+        "_dates",
+        "_identify",
+        "_issuer",
+        "_key_id",
+        "_san_critical",
+        "_validity",
+        "key_id_method",
+    )
 
     def __init__(self, profile: Profile, issuer: Authority) -> None:
         self.key_id_method = profile.key_id if profile.subject_key_id else None

@@ -21,15 +21,15 @@ class Key(NamedTuple):
 
 _RSA: Final = bytes.fromhex("300d06092a864886f70d0101010500")
 _RSA_SIGNATURES: Final = frozenset(bytes.fromhex(f"300d06092a864886f70d0101{last}0500") for last in ("0b", "0c", "0d"))
-_KEYS: Final[Mapping[bytes, tuple[str, int, frozenset[bytes]]]] = {
+_KEYS: Final[Mapping[bytes, tuple[str, int, bytes]]] = {
     # AlgorithmIdentifier → family, octets of the key, AlgorithmIdentifier of its signatures.
-    bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107"): ("ec", 65, frozenset({bytes.fromhex("300a06082a8648ce3d040302")})),
-    bytes.fromhex("301006072a8648ce3d020106052b81040022"): ("ec", 97, frozenset({bytes.fromhex("300a06082a8648ce3d040303")})),
-    bytes.fromhex("301006072a8648ce3d020106052b81040023"): ("ec", 133, frozenset({bytes.fromhex("300a06082a8648ce3d040304")})),
-    bytes.fromhex("300506032b6570"): ("ed25519", 32, frozenset({bytes.fromhex("300506032b6570")})),
-    bytes.fromhex("300b0609608648016503040311"): ("ml-dsa", 1312, frozenset({bytes.fromhex("300b0609608648016503040311")})),
-    bytes.fromhex("300b0609608648016503040312"): ("ml-dsa", 1952, frozenset({bytes.fromhex("300b0609608648016503040312")})),
-    bytes.fromhex("300b0609608648016503040313"): ("ml-dsa", 2592, frozenset({bytes.fromhex("300b0609608648016503040313")})),
+    bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107"): ("ec", 65, bytes.fromhex("300a06082a8648ce3d040302")),
+    bytes.fromhex("301006072a8648ce3d020106052b81040022"): ("ec", 97, bytes.fromhex("300a06082a8648ce3d040303")),
+    bytes.fromhex("301006072a8648ce3d020106052b81040023"): ("ec", 133, bytes.fromhex("300a06082a8648ce3d040304")),
+    bytes.fromhex("300506032b6570"): ("ed25519", 32, bytes.fromhex("300506032b6570")),
+    bytes.fromhex("300b0609608648016503040311"): ("ml-dsa", 1312, bytes.fromhex("300b0609608648016503040311")),
+    bytes.fromhex("300b0609608648016503040312"): ("ml-dsa", 1952, bytes.fromhex("300b0609608648016503040312")),
+    bytes.fromhex("300b0609608648016503040313"): ("ml-dsa", 2592, bytes.fromhex("300b0609608648016503040313")),
 }
 _RSA_MIN_BITS: Final = 2048
 
@@ -50,7 +50,7 @@ def read_key(spki: bytes) -> Key | None:
     known = _KEYS.get(algorithm)
     if known is None or len(octets) != known[1] or (known[0] == "ec" and octets[0] != 0x04):
         return None
-    return Key(known[0], octets, known[2])
+    return Key(known[0], octets, frozenset({known[2]}))
 
 
 def _is_rsa(octets: bytes) -> bool:

@@ -181,9 +181,18 @@ class Linter:
         follows = has_key_id + (names is not None)
         # Other extensions behind the run, one that is there twice, or a key identifier that the profile has the octets
         # of: then it is not the run that decides.
-        if not is_clean or len(extensions) != len(self._run_judged) + follows or (has_key_id and SKI not in self._expected):
+        if (
+            not is_clean
+            or len(extensions) != len(self._run_judged) + follows
+            or (has_key_id and SKI not in self._expected)
+        ):
             return self._judge_together(extensions, subject_empty, key)
-        what = (None if key is None else key.family, subject_empty, has_key_id, None if names is None else names.critical)
+        what = (
+            None if key is None else key.family,
+            subject_empty,
+            has_key_id,
+            None if names is None else names.critical,
+        )
         found = self._together.get(what)
         if found is None:
             found = self._together[what] = self._judge_together(extensions, subject_empty, key)

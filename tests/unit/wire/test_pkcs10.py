@@ -18,7 +18,7 @@ from estd.asn1 import der
 from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Refused
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire.pkcs10 import ChangeSubjectName, VerifiedRequest, read_request, verify_request
+from estd.wire.pkcs10 import ChangeSubjectName, VerifiedRequest, read_request, read_request_again, verify_request
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 SAN = write_san(["dns:device.example.com", "uri:urn:dev:1"])
@@ -141,6 +141,26 @@ def test_truncated_at_each_byte_and_followed_by_one() -> None:
     for length in range(len(FULL)):
         assert refusal(FULL[:length]).code is Code.CSR_MALFORMED
     assert refusal(FULL + b"\0").code is Code.CSR_MALFORMED
+
+
+def test_read_again_it_says_the_same() -> None:
+    again = read_request_again(FULL)
+    assert again == read_request(FULL)
+    assert verify_request(again).request == again
+    for length in range(len(FULL)):
+        with pytest.raises(Refused) as refused:
+            read_request_again(FULL[:length])
+        assert refused.value.code is Code.CSR_MALFORMED
+    with pytest.raises(Refused):
+        read_request_again(FULL + b"\0")
+
+
+def test_reading_again_leaves_the_names_to_whoever_uses_them() -> None:
+    nul = write_name("CN=a").replace(b"\x0c\x01a", b"\x0c\x01\0")
+    again = read_request_again(signed(info_of(subject=nul)))
+    assert again.subject == nul
+    with pytest.raises(Refused):
+        _ = again.name
 
 
 @settings(max_examples=300)
