@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from estd.ca.blocklist import read_blocklist
 from estd.errors import Invalid, Problem
 
 KEY_BYTES: Final = 32
@@ -32,6 +33,8 @@ class Config:
     key_file: Path | None = None
     key_environment: str | None = None
     key_credential: str | None = None
+    blocklist: Path | None = None
+    """SHA-256 of public keys that are never certified (`estd.ca.blocklist`)."""
     tls_names: tuple[str, ...] = ("localhost", "127.0.0.1")
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -62,6 +65,7 @@ _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
         "file": ("key_file", str),
         "environment": ("key_environment", str),
         "credential": ("key_credential", str),
+        "blocklist": ("blocklist", str),
     },
     "tls": {"names": ("tls_names", list), "certificate": ("tls_certificate", str), "key": ("tls_key", str)},
     "est": {"default_ecosystem": ("default_ecosystem", str)},
@@ -69,7 +73,7 @@ _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
     "log": {"level": ("log_level", str)},
 }
 _TYPE_NAMES: Final = {str: "a string", int: "a whole number", list: "a list of strings"}
-_PATHS: Final = ("data_directory", "key_file", "tls_certificate", "tls_key")
+_PATHS: Final = ("data_directory", "key_file", "blocklist", "tls_certificate", "tls_key")
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -192,6 +196,24 @@ def read_key_encryption_key(config: Config) -> bytes:
         return _read_key_file(Path(directory) / config.key_credential, where, check_mode=False)
     path = config.key_file or default_key_path(config.data_directory)
     return _read_key_file(path, str(path), check_mode=True)
+
+
+def check_blocklist(config: Config) -> None:
+    """Refuse a blocklist that cannot be read, before a signer has to.
+
+    Raises:
+        Invalid: with every problem of the file.
+    """
+    if config.blocklist is None:
+        return
+    try:
+        read_blocklist(config.blocklist.read_text(encoding="ascii"), str(config.blocklist))
+    except OSError as error:
+        raise Invalid(
+            [Problem("keys.blocklist", f"cannot be read ({error.strerror})", "Name a readable file.")]
+        ) from None
+    except UnicodeDecodeError:
+        raise Invalid([Problem(str(config.blocklist), "is not a text file", "Write one hash a line.")]) from None
 
 
 def default_key_path(data_directory: Path) -> Path:

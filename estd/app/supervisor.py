@@ -30,7 +30,7 @@ from estd.app.control import Control
 from estd.app.ops import OpsServer
 from estd.app.signers import SignerControl
 from estd.app.worker import WorkerSettings
-from estd.config import Config, read_key_encryption_key
+from estd.config import Config, check_blocklist, read_key_encryption_key
 from estd.errors import Broken, Invalid, Problem, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.signer.client import SignerPool
@@ -80,6 +80,7 @@ class Supervisor:
         """
         config = self._config
         config.data_directory.mkdir(parents=True, exist_ok=True)
+        check_blocklist(config)
         self._lock_data_directory()
         self._runtime = Path(tempfile.mkdtemp(prefix="estd-"))
         self._stack.callback(shutil.rmtree, self._runtime, ignore_errors=True)
@@ -216,6 +217,7 @@ class Supervisor:
                 journal_directory=str(journals),
                 allowed_uids=[os.getuid()],
                 log_level=self._config.log_level,
+                blocklist_path=None if self._config.blocklist is None else str(self._config.blocklist),
             )
             name = f"signer-{slot}"
             settings_fd = os.memfd_create(f"{name}-settings")

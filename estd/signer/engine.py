@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Final
 
 from estd.ca.authority import read_authority
+from estd.ca.blocklist import PUBLISHED
 from estd.ca.ecosystem import Ecosystem, load_document
 from estd.ca.issuer import RANDOM_BYTES, Approved, Issuer
 from estd.errors import Broken, Code, Invalid, Problem, Refused, Unavailable
@@ -36,6 +37,7 @@ class IssuanceEngine:
     """See `estd.signer.service.Engine` for what each method promises."""
 
     def __init__(self) -> None:
+        self._blocked = PUBLISHED
         self._kek = b""
         self._ecosystems: dict[int, dict[int, _Version]] = {}
         self._keys: dict[int, SigningKey] = {}
@@ -71,6 +73,10 @@ class IssuanceEngine:
         """Ecosystem → versions that can be prepared for."""
         return {ecosystem_id: sorted(versions) for ecosystem_id, versions in self._ecosystems.items()}
 
+    def block(self, keys: frozenset[bytes]) -> None:
+        """Refuse these keys too, by the SHA-256 of their SubjectPublicKeyInfo."""
+        self._blocked = PUBLISHED | keys
+
     def prepare(self, item: PrepareItem, now: datetime) -> Approved:
         """Check a request and build its certificate up to the signature."""
         version = self._ecosystems.get(item.ecosystem_id, _NO_VERSIONS).get(item.version)
@@ -86,7 +92,9 @@ class IssuanceEngine:
         # RFC 7030 §4.2.1: the CA verifies the signature over the CSR, whatever a registration authority says of it.
         verified = verify_request(read_request_again(item.csr))
         randomness = secrets.token_bytes(RANDOM_BYTES)
-        return issuer.prepare(item.profile, verified, item.subject, item.san, now, randomness)
+        return issuer.prepare(
+            item.profile, verified, item.subject, item.san, now, randomness, self._blocked.__contains__
+        )
 
     def seal(self, approved: Sequence[Approved]) -> list[bytes | Refused | Unavailable]:
         """Sign each, in order, with one call to each issuer's key."""

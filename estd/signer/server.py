@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from estd.ca.blocklist import read_blocklist
 from estd.errors import Broken, Invalid, Problem, Unavailable
 from estd.logs import set_up_logs
 from estd.signer.engine import IssuanceEngine
@@ -94,6 +95,9 @@ def run_process(
     if refused:
         _log.warning("the system refused a protection", extra={"refused": refused})
     try:
+        if settings.blocklist_path is not None:
+            path = Path(settings.blocklist_path)
+            engine.block(read_blocklist(path.read_text(encoding="ascii"), str(path)))
         run_signer(settings, control, engine, open_journal)
     except Invalid as error:
         for problem in error.problems:

@@ -90,6 +90,9 @@ class Engine(Protocol[_Approved]):
     def unlock(self, kek: bytes) -> None:
         """Take the key-encryption key with which issuer keys were sealed."""
 
+    def block(self, keys: frozenset[bytes]) -> None:
+        """Refuse these keys, by the SHA-256 of their SubjectPublicKeyInfo."""
+
     def load(self, load: Load, at: float) -> None:
         """Make one version of an ecosystem ready; the version before stays for requests that are on their way.
 

@@ -22,6 +22,8 @@ class SignerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where to listen; or else `listen_fd`."""
     listen_fd: int | None = None
     """An inherited socket that listens already."""
+    blocklist_path: str | None = None
+    """Keys that are never certified, besides those that standards published; see `estd.ca.blocklist`."""
     log_level: str = "info"
     prepared_limit: int = 2048
     """How many items may be prepared and not sealed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from estd.config import Config, default_key_path, read_config, read_key_encryption_key
+from estd.config import Config, check_blocklist, default_key_path, read_config, read_key_encryption_key
 from estd.errors import Invalid
 
 KEY = bytes(range(32))
@@ -191,3 +191,19 @@ def test_the_key_as_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "kek").write_bytes(KEY)
     assert read_key_encryption_key(config) == KEY
+
+
+def test_a_blocklist_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "blocked"
+    config = Config(data_directory=tmp_path, blocklist=path)
+    with pytest.raises(Invalid, match="cannot be read"):
+        check_blocklist(config)
+    path.write_text("nonsense\n")
+    with pytest.raises(Invalid, match="line 1"):
+        check_blocklist(config)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(Invalid, match="not a text file"):
+        check_blocklist(config)
+    path.write_text("ab" * 32)
+    check_blocklist(config)
+    check_blocklist(Config(data_directory=tmp_path))

@@ -36,6 +36,8 @@ from estd.store.queries import sql_of
 from estd.wire.pkcs10 import read_request
 
 EVENT = Event(NOW, "test", "granted")
+# testECCP256, whose private value RFC 9500 §2.3 prints.
+PUBLISHED_P256 = int("E6CB5BDD80AA45AE9C95E8C15476679FFEC953C16851E711E743939589C64FC1", 16)
 
 
 class SignerProcess:
@@ -206,6 +208,14 @@ async def test_a_refusal_is_not_its_neighbours(road: Road) -> None:
     assert len(codes) == 3
     assert await road.certificates() == [results[0]]
     assert await road.store.find_open_intents(road.now + timedelta(days=1), 10) == []
+
+
+async def test_a_key_that_everybody_knows_is_refused(road: Road) -> None:
+    published = ec.derive_private_key(PUBLISHED_P256, ec.SECP256R1())
+    with pytest.raises(Refused) as caught:
+        await road.enrollment.enroll(road.order(csr=make_csr(make_name("device-1"), published)))
+    assert caught.value.code is Code.KEY_WEAK
+    assert await road.certificates() == []
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
