@@ -66,7 +66,7 @@ class Worker:
 
     def accept(self) -> asyncio.Protocol:
         """The protocol of one new connection."""
-        return TlsServerProtocol(lambda: self._context, self._site.http, self._limits, self._gate, _count_tls)
+        return TlsServerProtocol(lambda: self._context, self._site.http, self._limits, self._gate, metrics.count_tls)
 
     def use_certificate(self, chain: bytes, key: bytes) -> None:
         """Show another server certificate to connections from now on."""
@@ -119,7 +119,3 @@ def _now() -> datetime:
 
 def _count_tolerance(ecosystem: str, tolerance: str) -> None:
     metrics.TOLERANCES.labels(ecosystem, tolerance).inc()
-
-
-def _count_tls(event: str) -> None:
-    metrics.TLS.labels(event).inc()

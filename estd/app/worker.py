@@ -28,6 +28,7 @@ _log = logging.getLogger("estd.worker")
 DRAIN_SECONDS: Final = 20.0
 _BACKLOG: Final = 4096
 _GAUGE_SECONDS: Final = 1.0
+_COLLECT_AFTER: Final = 20_000
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +68,9 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     # What was loaded so far lives as long as the process; without it each full collection walks it again.
     gc.collect()
     gc.freeze()
+    # Connections and requests leave no cycles behind, so a collection finds next to nothing; the default threshold would
+    # have one every few requests.
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
     server = await asyncio.get_running_loop().create_server(worker.accept, sock=listener, backlog=_BACKLOG)
     control.send({"ready": True})
     _log.info("ready")

@@ -105,6 +105,10 @@ class Connection:
             return b""
         raise TlsError(_read_reasons())
 
+    def has_input(self) -> bool:
+        """Whether there is more for `read` than what it waits for; cheaper than to ask it."""
+        return bool(LIB.BIO_get_mem_data(self._from_peer, _FFI.NULL))
+
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Encrypt plaintext for `take`; how much of it that was.
 

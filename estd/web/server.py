@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_request import BaseRequest
@@ -95,9 +95,7 @@ class Site:
             if self._in_hand == 0:
                 self._idle.set()
             transport.request_ended()  # type: ignore[attr-defined]
-            seconds = time.perf_counter() - started
-            metrics.REQUESTS.labels(operation, outcome).inc()
-            metrics.REQUEST_SECONDS.labels(operation).observe(seconds)
+            metrics.count_request(operation, outcome, time.perf_counter() - started)
         response = _write_response(reply)
         if self.draining or reply.status in _CLOSING_STATUSES:
             response.force_close()
@@ -151,6 +149,7 @@ class _Server(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             access_log=None,
+            tcp_keepalive=False,  # a peer that is gone runs into the TLS floor's deadlines long before
             auto_decompress=False,
             keepalive_timeout=3600.0,  # the TLS floor ends idle connections, and counts them
             max_line_size=_HEAD_AT_MOST_BYTES,
@@ -195,20 +194,29 @@ _SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding")
 async def _read_body(request: BaseRequest) -> bytes:
     length = request.content_length
     if length is not None and length > BODY_AT_MOST_BYTES:
-        raise Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
+        raise _too_large()
     # RFC 9110 §10.1.1: a server must ignore the expectation of an HTTP/1.0 client.
     expectation = request.headers.get("Expect", "").lower()
     if expectation == "100-continue" and request.version >= HttpVersion11 and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if request.content.is_eof():
+        body = request.content.read_nowait()  # it came with its head, so there is nothing to wait for
+        if len(body) > BODY_AT_MOST_BYTES:
+            raise _too_large()
+        return body
+    return await _receive_body(request.content)
+
+
+async def _receive_body(content: StreamReader) -> bytes:
     parts: list[bytes] = []
     size = 0
     deadline = asyncio.timeout(BODY_SECONDS)
     try:
         async with deadline:
-            while chunk := await request.content.readany():
+            while chunk := await content.readany():
                 size += len(chunk)
                 if size > BODY_AT_MOST_BYTES:
-                    raise Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
+                    raise _too_large()
                 parts.append(chunk)
     except OSError as reason:
         if isinstance(reason, TimeoutError) and deadline.expired():
@@ -216,6 +224,10 @@ async def _read_body(request: BaseRequest) -> bytes:
             raise Refused(Code.REQUEST_TIMEOUT, detail, "RFC 9110 §15.5.9") from None
         raise ConnectionResetError("the client left in the middle of its request") from reason
     return b"".join(parts)
+
+
+def _too_large() -> Refused:
+    return Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
 
 
 def _read_path(target: str) -> str:

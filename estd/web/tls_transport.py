@@ -113,7 +113,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._raw.set_protocol(self)
         self._set_deadline(self._limits.header_seconds)
         inner.connection_made(self)
-        self.data_received(b"")
+        if self._tls is not None and self._tls.has_input():
+            self.data_received(b"")
         if rest:
             self.data_received(rest)
 
@@ -179,11 +180,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._deadline = self._loop.time() + self._limits.idle_seconds
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """``estd.peer``, ``estd.tls``, ``sslcontext`` (for whoever asks whether this is TLS), or the socket's."""
+        """``estd.peer``, ``estd.tls``, ``sslcontext`` (for whoever asks whether this is TLS), or the socket's.
+
+        The socket itself is not for the HTTP layer, which would only set the option that the event loop has set.
+        """
         if name == "estd.peer":
             return self._peer
         if name == "estd.tls" or name == "sslcontext":
             return self._session
+        if name == "socket":
+            return default
         return self._raw.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -270,7 +276,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         try:
             while part := tls.read():
                 parts.append(part)
-            if part is not None:
+                if not tls.has_input():
+                    break
+            if part == b"":
                 self._peer_is_done = True
         except TlsError as error:
             failure = error
