@@ -37,7 +37,9 @@ _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 _GROUP_SIZE: Final = 64
-_GROUPS_AT_ONCE: Final = 1
+_TURNS_TO_GATHER: Final = 3
+"""Turns of the event loop a group waits before it leaves. A turn of an idle loop takes microseconds; a turn of a busy one
+brings more requests, and each that comes along spares a share of two commits and a flush."""
 _WAITING_AT_MOST: Final = 2000
 _DEADLINE_SECONDS: Final = 15.0
 _STORE_ATTEMPTS: Final = 3
@@ -71,6 +73,7 @@ class Enrollment:
         self._clock = clock
         self._observe = observe
         self._gathering: list[_Waiting] = []
+        self._is_group_out = False
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -133,20 +136,30 @@ class Enrollment:
             raise Unavailable(Code.OVERLOADED, "too many requests are waiting", 10)
         waiting = _Waiting(order, asyncio.get_running_loop().create_future())
         self._gathering.append(waiting)
-        if len(self._under_way) < _GROUPS_AT_ONCE:
-            self._send_group()
+        if not self._is_group_out:
+            self._is_group_out = True
+            self._send_group(_TURNS_TO_GATHER)
         return await waiting.answer
 
-    def _send_group(self) -> None:
+    def _send_group(self, turns: int) -> None:
+        """Send what has gathered, after so many turns of the event loop; see `_TURNS_TO_GATHER`."""
+        loop = asyncio.get_running_loop()
+        if turns:
+            loop.call_soon(self._send_group, turns - 1)
+            return
         group, self._gathering = self._gathering[:_GROUP_SIZE], self._gathering[_GROUP_SIZE:]
-        task = asyncio.get_running_loop().create_task(self._carry_out(group))
+        task = loop.create_task(self._carry_out(group))
         self._under_way.add(task)
-        task.add_done_callback(self._group_done)
+        task.add_done_callback(self._end_group)
 
-    def _group_done(self, task: asyncio.Task[None]) -> None:
+    def _end_group(self, task: asyncio.Task[None]) -> None:
+        self._end(task)
+        self._is_group_out = bool(self._gathering)
+        if self._is_group_out:
+            self._send_group(_TURNS_TO_GATHER)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if self._gathering:
-            self._send_group()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a group failed", exc_info=task.exception())
 
@@ -258,7 +271,7 @@ class Enrollment:
 
         task = asyncio.get_running_loop().create_task(finish())
         self._under_way.add(task)
-        task.add_done_callback(self._group_done)
+        task.add_done_callback(self._end)
 
     async def _answer_again(self, order: Order) -> bytes:
         """Another intent holds the request key: a retry, or the same request twice at once."""
