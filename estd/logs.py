@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
+_ENCODER: Final = json.JSONEncoder(default=str, ensure_ascii=False)
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -26,14 +27,19 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        attributes = vars(record)
+        for name in [name for name in attributes if name not in _STANDARD]:
+            fields[name] = attributes[name]
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str, ensure_ascii=False)
+        return _ENCODER.encode(fields)
 
 
 def set_up_logs(process: str, level: str) -> None:
     """Send everything to standard error as JSON lines, named after this process."""
+    # Every decision is a line, so what no line says is not looked up either: who called, from which thread and process.
+    logging._srcfile = None  # the switch that the manual of the logging module names
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -37,6 +37,7 @@ class Row(Protocol):
         """The value of a column."""
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _INTENT = attrgetter(
     "request_key", "issuer_id", "serial", "ecosystem_id", "ecosystem_version", "node_id", "profile", "operation",
     "identity", "device", "csr_sha256", "spki_sha256", "tbs_sha256", "journal", "code_id", "created_at",
@@ -48,8 +49,7 @@ _EVENT = attrgetter(
     "issuer_id", "serial",
 )  # fmt: skip
 _EVENT_OF_ISSUED = attrgetter(
-    "event.at", "event.kind", "event.outcome", "event.ecosystem", "event.code", "event.detail", "event.identity",
-    "event.address", "event.request_id", "event.serial",
+    "at", "kind", "outcome", "ecosystem", "code", "detail", "identity", "address", "request_id", "serial",
 )  # fmt: skip
 _CODE = attrgetter("ecosystem_id", "device", "secret_sha256", "single_use", "profile", "expires_at", "created_at")
 _CODE_KEY = attrgetter("ecosystem_id", "device", "secret_sha256")
@@ -69,8 +69,9 @@ def write_holders(intents: Sequence[Intent]) -> Columns:
 def write_issued(issued: Sequence[Issued]) -> Columns:
     """For ``record_issued``."""
     issuer_id, serial, der, *times = zip(*map(_ISSUED, issued), strict=True)
-    at, *event = zip(*map(_EVENT_OF_ISSUED, issued), strict=True)
-    extra = [write_json(one.event.extra) if one.event.extra else None for one in issued]
+    events = [one.event for one in issued]
+    at, *event = zip(*map(_EVENT_OF_ISSUED, events), strict=True)
+    extra = [write_json(event.extra) if event.extra else None for event in events]
     return [issuer_id, serial, der, *map(_write_times, times), _write_times(at), *event, extra]
 
 
@@ -111,7 +112,7 @@ def write_devices(devices: Sequence[Device]) -> Columns:
 
 def write_json(value: Mapping[str, Any]) -> str:
     """As PostgreSQL's jsonb takes it."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def read_intent(row: Row) -> Intent:
