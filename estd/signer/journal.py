@@ -183,20 +183,17 @@ class Journal:
             Unavailable: there is no room; nothing was recorded.
             Broken: a serial was recorded before, or the journal failed.
         """
-        seen: set[bytes] = set()
-        for entry in entries:
-            key = index_key(entry.issuer_id, entry.serial)
-            if key in seen or self._index.find_entry(key) is not None:
-                raise Broken("a serial was about to be journaled twice")
-            seen.add(key)
+        keys = [index_key(entry.issuer_id, entry.serial) for entry in entries]
+        if len(set(keys)) < len(keys) or any(self._index.find_entry(key) is not None for key in keys):
+            raise Broken("a serial was about to be journaled twice")
         bodies = [
             (Kind.ENTRIES, write_entries(entries[at : at + BLOCK_ENTRIES]))
             for at in range(0, len(entries), BLOCK_ENTRIES)
         ]
         first = self._append(bodies, now)
         self._flush()
-        for at, entry in enumerate(entries):
-            self._index.add_entry(index_key(entry.issuer_id, entry.serial), first + at // BLOCK_ENTRIES)
+        for at, key in enumerate(keys):
+            self._index.add_entry(key, first + at // BLOCK_ENTRIES)
         self.counters.entries += len(entries)
 
     def record_results(self, results: Sequence[Result], now: datetime) -> None:
