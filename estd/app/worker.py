@@ -68,8 +68,8 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     # What was loaded so far lives as long as the process; without it each full collection walks it again.
     gc.collect()
     gc.freeze()
-    # Connections and requests leave no cycles behind, so a collection finds next to nothing; the default threshold would
-    # have one every few requests.
+    # A connection lets go of everything by reference count (docs/tls.md), so a collection finds next to nothing; the
+    # default threshold would have one every few connections.
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
     server = await asyncio.get_running_loop().create_server(worker.accept, sock=listener, backlog=_BACKLOG)
     control.send({"ready": True})
