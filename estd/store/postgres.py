@@ -136,7 +136,7 @@ class PostgresStore:
             if not row["has_intent"]:
                 contradictions.append(f"{name} was signed without an intent")
             elif row["der"] is None:
-                await self._pool.fetch(_RECORD_ISSUED_LATE, *(column[0] for column in rows.write_issued([one])))
+                await self._pool.fetch(_RECORD_ISSUED_LATE, *rows.write_issued([one]))
             elif row["der"] != one.certificate:
                 contradictions.append(f"{name} has two different certificates")
         if contradictions:

@@ -2,7 +2,8 @@
 -- the comment under it says what it is for.
 --
 -- Exceptions to SQL that PostgreSQL-compatible distributed engines run: pg_notify and LISTEN (without them followers
--- learn of changes only by "resync"), and the settings under session_settings (skipped where unknown).
+-- learn of changes only by "resync"), the settings under session_settings (skipped where unknown), and rows as parameters
+-- (intent_row, issued_row), where composite types are not known.
 
 -- name: session_settings
 -- Once for each connection. Every statement is prepared and asks for few rows by an index, so one plan serves all values
@@ -38,13 +39,7 @@ WITH reserved AS (
         asked.profile, asked.operation, asked.identity, asked.device, asked.csr_sha256, asked.spki_sha256,
         asked.tbs_sha256, asked.journal, asked.code_id, to_timestamp(asked.created_at),
         CASE WHEN earlier.serial IS NULL THEN asked.code_id END
-    FROM unnest(
-        $1::bytea[], $2::integer[], $3::bytea[], $4::integer[], $5::integer[], $6::integer[], $7::text[], $8::text[],
-        $9::text[], $10::text[], $11::bytea[], $12::bytea[], $13::bytea[], $14::text[], $15::bigint[], $16::float8[]
-    ) AS asked (
-        request_key, issuer_id, serial, ecosystem_id, ecosystem_version, node_id, profile, operation, identity, device,
-        csr_sha256, spki_sha256, tbs_sha256, journal, code_id, created_at
-    )
+    FROM unnest($1::intent_row[]) AS asked
     LEFT JOIN intent AS earlier
         ON earlier.held_code_id = asked.code_id AND earlier.request_key = asked.request_key AND earlier.closed IS NOT NULL
     ORDER BY asked.code_id, asked.request_key
@@ -88,14 +83,7 @@ WHERE intent.request_key = ANY($1::bytea[]) AND intent.closed IS NULL;
 -- unresolved: whoever deletes that row has the right to go on, so nothing here can conflict.
 WITH resolved AS (
     DELETE FROM unresolved_intent
-    USING unnest(
-        $1::integer[], $2::bytea[], $3::bytea[], $4::float8[], $5::float8[], $6::float8[], $7::float8[], $8::text[],
-        $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
-        $17::text[]
-    ) AS given (
-        issuer_id, serial, der, not_before, not_after, issued_at, at, kind, outcome, ecosystem, code, detail, identity,
-        address, request_id, event_serial, extra
-    )
+    USING unnest($1::issued_row[]) AS given
     WHERE unresolved_intent.issuer_id = given.issuer_id AND unresolved_intent.serial = given.serial
     RETURNING unresolved_intent.ecosystem_id, given.*
 ), stored AS (
@@ -120,20 +108,21 @@ SELECT count(*) FROM resolved;
 WITH stored AS (
     INSERT INTO certificate (issuer_id, serial, ecosystem_id, der, not_before, not_after, issued_at)
     SELECT
-        issuer_id, serial, ecosystem_id, $3::bytea, to_timestamp($4::float8), to_timestamp($5::float8),
-        to_timestamp($6::float8)
-    FROM intent
-    WHERE issuer_id = $1 AND serial = $2
+        given.issuer_id, given.serial, intent.ecosystem_id, given.der, to_timestamp(given.not_before),
+        to_timestamp(given.not_after), to_timestamp(given.issued_at)
+    FROM unnest($1::issued_row[]) AS given
+    JOIN intent ON intent.issuer_id = given.issuer_id AND intent.serial = given.serial
     ON CONFLICT (issuer_id, serial) DO NOTHING
-    RETURNING issuer_id, ecosystem_id
+    RETURNING issuer_id, ecosystem_id, serial
 )
 INSERT INTO event (
     at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
 )
 SELECT
-    to_timestamp($7::float8), $8::text, $9::text, $10::text, ecosystem_id, $11::text, $12::text, $13::text, $14::text,
-    $15::text, issuer_id, $16::text, $17::text::jsonb
-FROM stored;
+    to_timestamp(given.at), given.kind, given.outcome, given.ecosystem, stored.ecosystem_id, given.code, given.detail,
+    given.identity, given.address, given.request_id, stored.issuer_id, given.event_serial, given.extra::jsonb
+FROM stored
+JOIN unnest($1::issued_row[]) AS given ON given.issuer_id = stored.issuer_id AND given.serial = stored.serial;
 
 -- name: find_stored
 -- What stands under serials, to tell a repeat from a contradiction: in order, whether there is an intent, and the bytes.

@@ -13,13 +13,13 @@ from estd.store import rows
 from estd.store.contract import Device, EcosystemRecord, IssuerRecord
 
 
-def test_a_batch_of_intents_becomes_one_array_for_each_column() -> None:
+def test_a_batch_of_intents_becomes_one_array_of_rows() -> None:
     intents = [make_intent(code_id=7), make_intent()]
-    columns = rows.write_intents(intents)
-    assert [len(column) for column in columns] == [2] * 16
-    assert columns[0] == tuple(intent.request_key for intent in intents)
-    assert columns[14] == (7, None)
-    assert columns[15] == [T0.timestamp()] * 2
+    [written] = rows.write_intents(intents)
+    assert [len(row) for row in written] == [16] * 2
+    assert [row[0] for row in written] == [intent.request_key for intent in intents]
+    assert [row[14] for row in written] == [7, None]
+    assert [row[15] for row in written] == [T0.timestamp()] * 2
 
 
 @pytest.mark.parametrize(
@@ -32,16 +32,16 @@ def test_a_batch_of_intents_becomes_one_array_for_each_column() -> None:
     ],
 )
 def test_times_are_exact_to_the_second(at: datetime) -> None:
-    not_after = rows.write_issued([make_issued(make_intent(), not_after=at)])[4]
-    assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=not_after[0]) == at
+    [[row]] = rows.write_issued([make_issued(make_intent(), not_after=at)])
+    assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=row[4]) == at
 
 
 def test_an_issuance_carries_its_event() -> None:
     issued = [make_issued(make_intent()), make_issued(make_intent(), event=make_event(extra={}))]
-    columns = rows.write_issued(issued)
-    assert [len(column) for column in columns] == [2] * 17
-    assert columns[7] == ("est.simpleenroll", "est.cacerts")
-    assert columns[16] == ['{"key":"P-256"}', None]
+    [written] = rows.write_issued(issued)
+    assert [len(row) for row in written] == [17] * 2
+    assert [row[7] for row in written] == ["est.simpleenroll", "est.cacerts"]
+    assert [row[16] for row in written] == ['{"key":"P-256"}', None]
 
 
 def test_the_last_row_of_a_device_counts() -> None:
