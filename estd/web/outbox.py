@@ -42,10 +42,11 @@ class Outbox:
             TlsError: the connection is broken.
         """
         assert self._tls is not None
+        if not data:
+            return  # OpenSSL would take an empty write for a failed one
         if not self.backlog and len(data) <= RECORD_BYTES:
-            if data:
-                self._tls.write(data)
-                self.flush()
+            self._tls.write(data)
+            self.flush()
             return
         self.backlog.append(memoryview(data if isinstance(data, bytes) else bytes(data)))
         if len(self.backlog) == 1:

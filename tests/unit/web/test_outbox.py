@@ -76,6 +76,7 @@ async def test_no_more_than_the_high_water_mark_and_a_record_is_encrypted() -> N
     way = await Way.build(limits)
     answer = bytes(range(256)) * 4000
     way.outbox.write(answer)
+    way.outbox.write(b"")
     way.outbox.write(b"and this")
     received = b""
     while len(received) < len(answer) + 8:
