@@ -28,7 +28,7 @@ from estd.errors import Code, Refused, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order, write_request_key
 from estd.signer.client import SignerPool
-from estd.signer.frames import RefusedItem, SealItem
+from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, SealItem
 from estd.signer.server import SignerSettings
 from estd.store.contract import EcosystemRecord, EnrollmentCode, Intent, NewIssuer
 from estd.store.postgres import PostgresStore
@@ -383,6 +383,28 @@ async def test_without_a_signer_nothing_is_reserved(road: Road) -> None:
     assert await road.store.find_open_intents(road.now + timedelta(days=1), 10) == []
     await road.signer.start()
     assert await road.enrollment.enroll(road.order())
+
+
+async def test_nobody_waits_longer_than_the_deadline(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estd.ra.enrollment._DEADLINE_SECONDS", 0.05)
+    answers = asyncio.Event()
+    prepare = road.pool.prepare
+
+    async def prepare_late(items: Sequence[PrepareItem]) -> tuple[str, list[PreparedItem | RefusedItem]]:
+        await answers.wait()
+        return await prepare(items)
+
+    monkeypatch.setattr(road.pool, "prepare", prepare_late)
+    order = road.order()
+    with pytest.raises(Unavailable) as slow:
+        await road.enrollment.enroll(order)
+    assert slow.value.code is Code.OVERLOADED
+    # Its group goes on without it, and the same request finds what became of it.
+    answers.set()
+    await road.enrollment.drain()
+    monkeypatch.setattr("estd.ra.enrollment._DEADLINE_SECONDS", 15.0)
+    issuance = (await road.store.find_issuances([order.request_key]))[order.request_key]
+    assert await road.enrollment.enroll(order) == issuance.certificate
 
 
 async def test_a_full_queue_is_refused_before_any_cryptography(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
