@@ -63,10 +63,27 @@ def make_devices(maker_certificate: Path, maker_key: Path, count: int, requests_
     return [make_device(issuer, issuer_key, f"load-{run}-{index}", requests_each) for index in range(count)]
 
 
+def make_authority(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
+    """A maker's CA certificate."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_LONG_AGO)
+        .not_valid_after(_FOREVER)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
 def make_device(
-    issuer: x509.Certificate | None, issuer_key: ec.EllipticCurvePrivateKey, name: str, requests_each: int
+    issuer: x509.Certificate, issuer_key: ec.EllipticCurvePrivateKey, name: str, requests_each: int
 ) -> Device:
-    """One device of that maker; signed by `issuer_key` under its own name when there is no issuer."""
+    """One device of that maker."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [x509.NameAttribute(NameOID.SERIAL_NUMBER, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
@@ -74,11 +91,11 @@ def make_device(
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject if issuer is None else issuer.subject)
+        .issuer_name(issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_LONG_AGO if issuer is None else issuer.not_valid_before_utc)
-        .not_valid_after(_FOREVER if issuer is None else issuer.not_valid_after_utc)
+        .not_valid_before(issuer.not_valid_before_utc)
+        .not_valid_after(issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())

@@ -134,12 +134,20 @@ async def test_small_stacks_find_a_suite_in_1_2(suite: str) -> None:
         assert client.tls.get_cipher_name() == suite
 
 
-@pytest.mark.parametrize("suite", ["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_AES_128_CCM_SHA256"])
-async def test_the_clients_first_choice_is_taken_in_1_3(suite: str) -> None:
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
+        ("TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+        ("TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_SHA256"),
+    ],
+)
+async def test_our_order_decides_but_for_a_chip_without_aes(offered: str, taken: str) -> None:
     context = make_client_context(version=SSL.TLS1_3_VERSION)
-    context.set_tls13_ciphersuites(f"{suite}:TLS_AES_128_GCM_SHA256".encode())
+    context.set_tls13_ciphersuites(offered.encode())
     async with run_floor(SERVER) as floor, await Client.open(floor, context) as client:
-        assert client.tls.get_cipher_name() == suite
+        assert client.tls.get_cipher_name() == taken
 
 
 @pytest.mark.parametrize("group", ["X25519MLKEM768", "x25519", "secp256r1", "secp384r1"])
