@@ -175,7 +175,7 @@ def main() -> int:
     """Run, print, write ``build/bench.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--certificates", type=int, default=2000, help="certificates per workload (2000)")
-    parser.add_argument("--threads", type=int, default=32, help="requests in flight (32)")
+    parser.add_argument("--threads", type=int, default=48, help="requests in flight (48)")
     parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="estd-bench-") as name:

@@ -251,7 +251,7 @@ class Supervisor:
                 name,
                 ["-m", "estd.app.worker"],
                 [self._listener.fileno()],
-                self._greeter_of_worker(name),
+                self._greeter_of_worker(name, slot),
                 # Read by OpenSSL at its start; see the file for the one setting it holds.
                 {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
                 self._ops.forget,
@@ -265,13 +265,14 @@ class Supervisor:
             raise
         return workers
 
-    def _greeter_of_worker(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, None]]:
+    def _greeter_of_worker(self, name: str, slot: int) -> Callable[[socket.socket], Coroutine[None, None, None]]:
         async def greet(end: socket.socket) -> None:
             control = await Control.open(end)
             settings = WorkerSettings(
                 name=name,
+                slot=slot,
                 database_url=self._url,
-                signer_sockets=[str(self._signer_socket(slot)) for slot in range(len(self._signers))],
+                signer_sockets=[str(self._signer_socket(number)) for number in range(len(self._signers))],
                 tls_chain=self._chain.decode(),
                 tls_key=self._key.decode(),
                 metrics_directory=str(self._runtime / "metrics"),

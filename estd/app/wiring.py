@@ -56,7 +56,7 @@ class Worker:
             Unavailable: the store does not answer.
         """
         store = await PostgresStore.connect(settings.database_url, pool_size=_POOL_SIZE)
-        signers = SignerPool(settings.signer_sockets)
+        signers = SignerPool(settings.signer_sockets, home=settings.slot)
         directory = await _read_directory(store, settings.default_ecosystem)
         worker = cls(settings, store, signers, directory)
         worker._trail.start()

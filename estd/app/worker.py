@@ -35,6 +35,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told at its start."""
 
     name: str
+    slot: int
     database_url: str
     signer_sockets: list[str]
     tls_chain: str

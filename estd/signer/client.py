@@ -48,12 +48,17 @@ _Kind = TypeVar("_Kind", Prepared, Sealed, Resumed, StatusReport)
 class SignerPool:
     """All signers of this node, seen from one event loop. Made inside the loop; connects by itself."""
 
-    def __init__(self, paths: Sequence[str], deadline_seconds: float = 5.0, patience_seconds: float = 1.0) -> None:
-        """`patience_seconds` is how long `prepare` waits for any slot when none answers."""
+    def __init__(
+        self, paths: Sequence[str], deadline_seconds: float = 5.0, patience_seconds: float = 1.0, home: int = 0
+    ) -> None:
+        """`patience_seconds` is how long `prepare` waits for any slot when none answers; `home` is the slot it likes best
+        among equally busy ones, another one for each worker: a signer that is called again at once is still warm.
+        """
         self._patience_seconds = patience_seconds
-        self._turn = 0
         self._some_live = asyncio.Event()
         self._slots = [_Slot(path, deadline_seconds, self._notice) for path in paths]
+        home %= len(paths)
+        self._preferred = self._slots[home:] + self._slots[:home]
 
     @property
     def live(self) -> int:
@@ -119,10 +124,7 @@ class SignerPool:
                     await self._some_live.wait()
             except TimeoutError:
                 raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer answers") from None
-        # Round robin among equals, so that an idle node uses every slot.
-        self._turn = (self._turn + 1) % len(self._slots)
-        order = self._slots[self._turn :] + self._slots[: self._turn]
-        return min((slot for slot in order if slot.channel is not None), key=lambda slot: slot.load)
+        return min((slot for slot in self._preferred if slot.channel is not None), key=lambda slot: slot.load)
 
     def _notice(self) -> None:
         """A slot came or went."""

@@ -70,10 +70,12 @@ async def test_the_whole_road(pool: SignerPool, harness: ModuleType):
     assert pool.knows(mark)
 
 
-async def test_every_slot_is_used_and_remembered(pool: SignerPool, harness: ModuleType):
-    batches = [await pool.prepare([harness.item(number)]) for number in range(8)]
-    assert len({mark.split(".")[0] for mark, _ in batches}) == 2
-    for mark, prepared in batches:
+async def test_a_pool_stays_at_home_and_uses_the_others_when_that_is_busy(pool: SignerPool, harness: ModuleType):
+    alone = [await pool.prepare([harness.item(number)]) for number in range(4)]
+    assert len({mark.split(".")[0] for mark, _ in alone}) == 1
+    together = await asyncio.gather(*(pool.prepare([harness.item(number)]) for number in range(4, 8)))
+    assert len({mark.split(".")[0] for mark, _ in together}) == 2
+    for mark, prepared in (*alone, *together):
         assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
 
 
