@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 _GROUP_SIZE: Final = 64
-_TURNS_TO_GATHER: Final = 3
+_TURNS_TO_GATHER: Final = 4
 """Turns of the event loop a group waits before it leaves. A turn of an idle loop takes microseconds; a turn of a busy one
 brings more requests, and each that comes along spares a share of two commits and a flush."""
 _WAITING_AT_MOST: Final = 2000
