@@ -152,7 +152,7 @@ def publish_trust(place: Playground) -> None:
 def _choose_settings(place: Playground, address: str | None, port: int | None, ops_port: int | None) -> Config:
     config = read_config(place.settings)
     given = {"address": address, "port": port, "ops_port": ops_port}
-    return replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # names and types are those of Config
 
 
 async def _keep_codes(place: Playground, store: Store, record: EcosystemRecord) -> tuple[str, str]:
