@@ -1,4 +1,4 @@
-"""SIGHUP replaces the workers without a refused connection, and SIGTERM answers what is in hand."""
+"""SIGHUP replaces the workers without a refused connection, and SIGTERM under load ends in order."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_wrong_settings_are_not_taken_over(site: Site) -> None:
     assert fleet.Connection(site.address, site.trust, device).request("POST", PATH, device.bodies[0])[0] == 200
 
 
-def test_a_stop_answers_what_is_in_hand(site: Site) -> None:
+def test_a_stop_under_load_is_orderly_and_nobody_is_answered_with_a_fault(site: Site) -> None:
     traffic = Traffic(site)
     while traffic.granted < 20:
         time.sleep(0.01)
