@@ -238,6 +238,7 @@ def _check_profile(ecosystem: Ecosystem, profile: Profile, problems: Problems) -
     if NAME.fullmatch(profile.name) is None:
         problems.add(path, "is not a name", "Use small letters, digits, dots and hyphens.")
     _check_enroll(ecosystem, profile, path, problems)
+    _check_registration_authorities(ecosystem, profile, path, problems)
     issuer = next((issuer for issuer in ecosystem.issuers if issuer.name == profile.issuer), None)
     if issuer is None:
         if profile.issuer:
@@ -275,3 +276,27 @@ def _check_enroll(ecosystem: Ecosystem, profile: Profile, path: str, problems: P
         names = ", ".join(sorted(name_attribute_type(oid) for oid in required))
         remedy = 'Remove "code" from enroll, do not require it, or take the subject from elsewhere.'
         problems.add(f"{path}.subject_attribute", f"requires {names}, which no code brings", remedy)
+
+
+def _check_registration_authorities(ecosystem: Ecosystem, profile: Profile, path: str, problems: Problems) -> None:
+    """RFC 7030 §3.7: who may ask for others says so in its certificate (RFC 6402 §2.10), and is named here besides."""
+    where = f"{path}.registration_authorities"
+    purpose = OIDS["cmcRA"]
+    if profile.registration_authorities and purpose in profile.extended_key_usage:
+        problems.add(
+            where,
+            "lets a registration authority make others of its kind",
+            'Remove "cmcRA" from extended_key_usage, or leave this out.',
+        )
+    known = [
+        *(f"issued:{name}" for name, other in ecosystem.profiles.items() if purpose in other.extended_key_usage),
+        *(f"anchor:{anchor.name}" for anchor in ecosystem.anchors),
+    ]
+    for way in profile.registration_authorities:
+        if way in known:
+            continue
+        if way.removeprefix("issued:") in ecosystem.profiles:
+            remedy = 'Give that profile extended_key_usage = ["clientAuth", "cmcRA"].'
+            problems.add(where, f"{way!r} are no certificates of registration authorities", remedy)
+        else:
+            problems.add(where, f"{way!r} is no source of registration authorities here", suggest(way, known))

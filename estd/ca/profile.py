@@ -77,6 +77,8 @@ class Profile:
     issuer: str
     label: str | None
     enroll: tuple[str, ...]
+    registration_authorities: tuple[str, ...]
+    """Whose registration authorities may ask in bulk, on behalf of devices (RFC 7030 §3.7); none unless named."""
     renew: str
     treat_as_reenroll: bool
     keys: tuple[str, ...]
@@ -122,6 +124,7 @@ def write_profile(profile: Profile) -> dict[str, Any]:
         "issuer": profile.issuer,
         "label": profile.label,
         "enroll": list(profile.enroll),
+        "registration_authorities": list(profile.registration_authorities) or None,
         "renew": profile.renew,
         "treat_as_reenroll": profile.treat_as_reenroll,
         "keys": list(profile.keys),

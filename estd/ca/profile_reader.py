@@ -61,6 +61,7 @@ def read_profile(name: str, content: Mapping[str, object], path: str, problems: 
         issuer=table.text("issuer"),
         label=table.optional_text("label"),
         enroll=table.texts("enroll", ("code",)),
+        registration_authorities=table.texts("registration_authorities"),
         renew=table.text("renew", "either", RENEWALS),
         treat_as_reenroll=table.flag("treat_as_reenroll", False),
         keys=_read_keys(table),

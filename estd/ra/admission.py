@@ -22,6 +22,7 @@ from typing import Final
 
 from cryptography import x509
 
+from estd.asn1.oids import OIDS
 from estd.errors import Code, Refused, Unavailable
 from estd.names import device_name, normalise_device
 from estd.ra.directory import Directory, LiveEcosystem, Place
@@ -39,6 +40,7 @@ class Purpose(enum.Enum):
 
     ENROLL = "simpleenroll"
     REENROLL = "simplereenroll"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,12 @@ class Admission:
         elif peer.certificates:
             credential = await self._admit_certificate(directory, place.ecosystem, peer, now)
         else:
-            detail = (
-                "renewal needs the TLS client certificate that is to be renewed"
-                if purpose is Purpose.REENROLL
-                else "show a TLS client certificate or an enrollment code by HTTP Basic"
-            )
-            raise Refused(Code.CREDENTIAL_MISSING, detail, "RFC 7030 §3.2.3")
+            raise Refused(Code.CREDENTIAL_MISSING, _MISSING[purpose], "RFC 7030 §3.2.3")
         if purpose is Purpose.ENROLL and _renews_instead(place, credential):
             purpose = Purpose.REENROLL
+        if purpose is Purpose.BATCH:
+            _check_registration_authority(place, credential, peer)
+            return Admitted(credential, place, purpose, None, _SEAL)
         _check_role(place, purpose, credential)
         inventory = None
         if "inventory" in (place.profile.subject, place.profile.san) and purpose is Purpose.ENROLL:
@@ -230,6 +230,12 @@ def read_user(authorization: str | None) -> str | None:
 
 # --- private -------------------------------------------------------------------------------------------------------
 
+_CMC_RA: Final = x509.ObjectIdentifier(OIDS["cmcRA"])
+_MISSING: Final = {
+    Purpose.ENROLL: "show a TLS client certificate or an enrollment code by HTTP Basic",
+    Purpose.REENROLL: "renewal needs the TLS client certificate that is to be renewed",
+    Purpose.BATCH: "a batch needs the TLS client certificate of a registration authority",
+}
 _NO_CODE = EnrollmentCode(0, 0, "", bytes(32), True, None, None, datetime.fromtimestamp(0, UTC), None)
 
 
@@ -262,6 +268,27 @@ def _renews_instead(place: Place, credential: Credential) -> bool:
         and credential.issued is not None
         and credential.issued.profile == place.profile.name
     )
+
+
+def _check_registration_authority(place: Place, credential: Credential, peer: Peer) -> None:
+    """RFC 7030 §3.7: who may ask for others. The key purpose alone says nothing: its issuer has to be named here."""
+    source = f"anchor:{credential.anchor}" if credential.issued is None else f"issued:{credential.issued.profile}"
+    if source not in place.profile.registration_authorities:
+        raise Refused(
+            Code.NOT_AUTHORIZED,
+            "this certificate is not that of a registration authority of this profile",
+            "RFC 7030 §3.7",
+        )
+    key = (_CMC_RA, peer.certificates[0])
+    if key not in peer.memo:
+        extensions = x509.load_der_x509_certificate(peer.certificates[0]).extensions
+        peer.memo[key] = any(
+            _CMC_RA in extension.value for extension in extensions if isinstance(extension.value, x509.ExtendedKeyUsage)
+        )
+    if not peer.memo[key]:
+        raise Refused(
+            Code.NOT_AUTHORIZED, "its extended key usage lacks id-kp-cmcRA (1.3.6.1.5.5.7.3.28)", "RFC 6402 §2.10"
+        )
 
 
 def _check_role(place: Place, purpose: Purpose, credential: Credential) -> None:

@@ -37,3 +37,12 @@ def write_request_key(ecosystem_id: int, identity: str, operation: str, csr_sha2
     """What makes a retry a retry: 32 bytes that are equal for equal requests of one identity in one ecosystem."""
     parts = f"estd request\x00{ecosystem_id}\x00{identity}\x00{operation}\x00".encode()
     return hashlib.sha256(parts + csr_sha256).digest()
+
+
+def write_batch_key(ecosystem_id: int, profile: str, csr_sha256: bytes) -> bytes:
+    """The same for what a registration authority asks for on behalf of devices.
+
+    The profile stands in the place of the identity: whichever authority of the ecosystem sends a request, and with
+    whichever certificate of its own, one request under one profile has one certificate.
+    """
+    return write_request_key(ecosystem_id, f"profile:{profile}", "batch", csr_sha256)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from estd.audit import Event, write_event
@@ -58,15 +59,23 @@ class Trail:
 
     async def record(self, event: Event) -> None:
         """Log the event and commit it, waiting a moment at most."""
+        await asyncio.wait([self._keep(event)], timeout=_PATIENCE_SECONDS)
+
+    async def record_all(self, events: Sequence[Event]) -> None:
+        """The same for many events, which are committed together as far as possible."""
+        if events:
+            await asyncio.wait([self._keep(event) for event in events][-1:], timeout=_PATIENCE_SECONDS)
+
+    def _keep(self, event: Event) -> asyncio.Future[None]:
         log_event(event)
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if len(self._kept) >= _KEPT_AT_MOST:
             oldest, waiting = self._kept.popleft()
             waiting.cancel()
             self._lose(oldest)
         self._kept.append((event, done))
         self._wake.set()
-        await asyncio.wait([done], timeout=_PATIENCE_SECONDS)
+        return done
 
     async def _write(self) -> None:
         while True:
