@@ -1,8 +1,11 @@
-"""HTTP under EST: aiohttp's low-level server turns a request into an `Exchange` and a `Reply` into a response.
+"""HTTP under EST: aiohttp's parser turns bytes into requests, and here a request becomes an `Exchange`, a `Reply` bytes.
 
 The caps of this floor: no request body beyond 64 KiB, none slower than ten seconds, none with a Content-Encoding (a
 decoder is an amplifier), one request at a time on a connection. What is no HTTP is answered once, in our words, and the
 connection closed (RFC 9112 §2.2, §11.2). What a path means is the protocol's business.
+
+Only aiohttp's parser is used, not its request handler: that one serves files, web sockets and streams, and what it keeps
+for them cost a sixth of a worker's time (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ import logging
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final, cast
 
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion11, StreamReader
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-from aiohttp.web_request import BaseRequest
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy, RawRequestMessage
 
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
@@ -31,7 +37,6 @@ BODY_AT_MOST_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
 _HEAD_AT_MOST_BYTES: Final = 8190
 _HEADERS_AT_MOST: Final = 64
-_SERVER_NAME: Final = "estd"
 _ABSOLUTE_FORM: Final = re.compile(r"https?://[^/?#]*(?=/)", re.IGNORECASE)
 
 Protocol = Callable[[Exchange], Awaitable[tuple[str, str, Reply]]]
@@ -46,15 +51,18 @@ class Site:
         if HttpRequestParser is HttpRequestParserPy:
             # Nearly all of aiohttp's request smuggling was in the parser it falls back to.
             raise Broken("aiohttp lacks its compiled parser; install its wheel, without AIOHTTP_NO_EXTENSIONS")
-        self._protocol = protocol
-        self._write_refusal = write_refusal
+        self.protocol = protocol
+        self.write_refusal = write_refusal
+        self.connections: set[_Connection] = set()
+        self.draining = False
+        """When set, each answer closes its connection."""
         self._in_hand = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.draining = False
-        """When set, each answer closes its connection."""
-        self.http = _Server(self._handle, self._turn_away)
-        """Makes the protocol of a connection."""
+
+    def http(self) -> asyncio.Protocol:
+        """The protocol of a new connection."""
+        return _Connection(self)
 
     async def drain(self, seconds: float) -> None:
         """Let requests in hand finish, then close what is idle."""
@@ -64,166 +72,306 @@ class Site:
                 await self._idle.wait()
         except TimeoutError:
             _log.warning("requests were cut off by the drain deadline", extra={"requests": self._in_hand})
-        self.http.pre_shutdown()  # wakes those that wait for a next request
-        await self.http.shutdown(1.0)
+        for connection in list(self.connections):
+            connection.close()
+        await asyncio.sleep(0)  # they say goodbye on the loop's next turn
 
-    async def _handle(self, request: BaseRequest) -> web.StreamResponse:
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client left before its request's turn")
-        transport.request_began()  # type: ignore[attr-defined]  # estd.web.tls.TlsTransport
+    def request_began(self) -> None:
+        """A request's head is complete."""
         self._in_hand += 1
         self._idle.clear()
-        started = time.perf_counter()
-        request_id = secrets.token_hex(8)
-        operation, outcome = "unknown", Code.INTERNAL.value
-        try:
-            operation, outcome, reply = await self._answer(request, request_id)
-        except (Refused, Unavailable) as reason:
-            outcome = reason.code.value
-            reply = self._write_refusal(reason, request_id)
-        except (ConnectionError, asyncio.CancelledError):
-            outcome = "gone"
-            raise
-        except Exception:  # noqa: BLE001  # the last resort: one request's fault must not become its neighbours'
-            _log.exception("request failed", extra={"request_id": request_id, "path": request.path})
-            reply = self._write_refusal(
-                Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), request_id
-            )
-        finally:
-            self._in_hand -= 1
-            if self._in_hand == 0:
-                self._idle.set()
-            transport.request_ended()  # type: ignore[attr-defined]
-            metrics.count_request(operation, outcome, time.perf_counter() - started)
-        response = _write_response(reply)
-        if self.draining or reply.status in _CLOSING_STATUSES:
-            response.force_close()
-        return response
 
-    async def _answer(self, request: BaseRequest, request_id: str) -> tuple[str, str, Reply]:
-        headers = request.headers
-        for name in _SINGLE_HEADERS:
-            if len(headers.getall(name, ())) > 1:
-                raise Refused(Code.MALFORMED_REQUEST, f"there is more than one {name} header", "RFC 9110 §5.3")
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
-        body = b""
-        if request.can_read_body:
-            body = await _read_body(request)
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError
-        peer: Peer = transport.get_extra_info("estd.peer")
-        exchange = Exchange(
-            method=request.method,
-            path=_read_path(request.raw_path),
-            headers={name.lower(): value for name, value in headers.items()},
-            body=body,
-            peer=peer,
-            request_id=request_id,
-            at=datetime.now(UTC).replace(microsecond=0),
-        )
-        return await self._protocol(exchange)
-
-    def _turn_away(self, detail: str) -> web.StreamResponse:
-        """The answer to what the parser refused; nobody knows where the next request would begin."""
-        metrics.REQUESTS.labels("unknown", Code.MALFORMED_REQUEST.value).inc()
-        refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
-        return _write_response(self._write_refusal(refusal, secrets.token_hex(8)))
+    def request_ended(self) -> None:
+        """Its answer is decided."""
+        self._in_hand -= 1
+        if self._in_hand == 0:
+            self._idle.set()
 
 
-class _Server(web.Server):
-    """Makes connections whose errors are answered by `turn_away`."""
+class _Connection(asyncio.Protocol):
+    """One connection: a request is read whole, answered, and only then comes the next."""
 
-    def __init__(
-        self,
-        handle: Callable[[BaseRequest], Awaitable[web.StreamResponse]],
-        turn_away: Callable[[str], web.StreamResponse],
-    ) -> None:
-        super().__init__(handle)
-        self.turn_away = turn_away
+    __slots__ = (
+        "_body_deadline",
+        "_body_parts",
+        "_can_write",
+        "_is_busy",
+        "_is_over",
+        "_message",
+        "_parser",
+        "_payload",
+        "_request_id",
+        "_site",
+        "_started",
+        "_task",
+        "_transport",
+        "_waiting",
+    )
 
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            access_log=None,
-            tcp_keepalive=False,  # a peer that is gone runs into the TLS floor's deadlines long before
-            auto_decompress=False,
-            keepalive_timeout=3600.0,  # the TLS floor ends idle connections, and counts them
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        # Given itself as the protocol whose reading is paused for a body that nobody takes.
+        self._parser = HttpRequestParser(
+            cast(Any, self),  # it wants no more of aiohttp's BaseProtocol than is here
+            asyncio.get_running_loop(),
+            BODY_AT_MOST_BYTES,
             max_line_size=_HEAD_AT_MOST_BYTES,
             max_field_size=_HEAD_AT_MOST_BYTES,
             max_headers=_HEADERS_AT_MOST,
-            lingering_time=0.0,
-            read_bufsize=BODY_AT_MOST_BYTES,
+            auto_decompress=False,
         )
+        self._transport: Any = None  # estd.web.tls_transport.TlsTransport
+        self._waiting: deque[tuple[RawRequestMessage, StreamReader] | str] = deque()
+        """Requests behind the one in hand; at the end perhaps why what follows is none."""
+        self._message: RawRequestMessage | None = None
+        self._payload: StreamReader | None = None  # while the body is on its way
+        self._body_parts: list[bytes] = []
+        self._body_deadline: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._request_id = ""
+        self._started = 0.0
+        self._is_busy = False
+        self._is_over = False
+        self._can_write = True
+
+    # --- towards the TLS floor: asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        self._transport = transport
+        self._site.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Plaintext, in whatever pieces."""
+        if self._is_over:
+            return
+        try:
+            messages, is_upgraded, _ = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            # The parser's message goes on to quote what was sent, in several lines.
+            self._waiting.append(error.message.partition("\n")[0].rstrip(":"))
+            if self._payload is not None:
+                self._give_up_body()
+        else:
+            self._waiting.extend(messages)
+            if is_upgraded:
+                self._waiting.append(_END)  # what follows is of another protocol
+            if self._payload is not None:
+                self._read_body()
+        if not self._is_busy:
+            self._next()
+        if len(self._waiting) >= _WAITING_AT_MOST and not self._is_over:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """The client sends no more, and mostly reads no more: what is in hand is answered, what waits behind it is not."""
+        if self._payload is not None:
+            self._end_as_gone()
+            self.close()
+        else:
+            self._waiting.clear()
+            if self._is_busy:
+                self._waiting.append(_END)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, or was answered and let go."""
+        self._site.connections.discard(self)
+        self._is_over = True
+        self._waiting.clear()
+        if self._payload is not None:
+            self._end_as_gone()
+        # What the protocol does for this client goes on: a certificate under way is recorded and waits for the retry.
+
+    def pause_writing(self) -> None:
+        """The client does not take what it was sent."""
+        self._can_write = False
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._can_write = True
+        if not self._is_busy:
+            self._next()
+
+    # --- towards the parser ------------------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """Never needed: a body is taken as it comes, and capped."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """As `pause_reading`."""
+
+    # --- one request -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the connection; a request that is still in hand is lost to it."""
+        self._is_over = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def _next(self) -> None:
+        while self._waiting and not self._is_busy and self._can_write and not self._is_over:
+            first = self._waiting.popleft()
+            if isinstance(first, str):
+                self._turn_away(first)
+            else:
+                self._begin(*first)
+        if len(self._waiting) < _WAITING_AT_MOST and not self._is_over:
+            self._transport.resume_reading()
+
+    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        self._transport.request_began()
+        self._site.request_began()
+        self._is_busy = True
+        self._message = message
+        self._request_id = secrets.token_hex(8)
+        self._started = time.perf_counter()
+        try:
+            _check_head(message)
+        except Refused as reason:
+            self._refuse(reason)
+            return
+        if payload.is_eof() or message.method == "CONNECT":  # whose payload is no body (RFC 9110 §9.3.6)
+            body = payload.read_nowait()
+            if len(body) > BODY_AT_MOST_BYTES:
+                self._refuse(_too_large())
+            else:
+                self._start(body)
+            return
+        self._payload = payload
+        # RFC 9110 §10.1.1: a server must ignore the expectation of an HTTP/1.0 client.
+        if message.headers.get("Expect", "").lower() == "100-continue" and message.version >= HttpVersion11:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._body_deadline = asyncio.get_running_loop().call_later(BODY_SECONDS, self._miss_deadline)
+        self._read_body()
+
+    def _read_body(self) -> None:
+        payload = self._payload
+        assert payload is not None
+        self._body_parts.append(payload.read_nowait())
+        if payload.total_bytes > BODY_AT_MOST_BYTES:
+            self._take_body()
+            self._refuse(_too_large())
+        elif payload.is_eof():
+            self._start(self._take_body())
+
+    def _take_body(self) -> bytes:
+        assert self._body_deadline is not None
+        self._body_deadline.cancel()
+        self._body_deadline = self._payload = None
+        body, self._body_parts = b"".join(self._body_parts), []
+        return body
+
+    def _miss_deadline(self) -> None:
+        self._take_body()
+        detail = f"the body did not arrive within {BODY_SECONDS:.0f} seconds"
+        self._refuse(Refused(Code.REQUEST_TIMEOUT, detail, "RFC 9110 §15.5.9"))
+
+    def _give_up_body(self) -> None:
+        """What came is no body; `_next` says so."""
+        self._take_body()
+        self._is_busy = False
+        self._site.request_ended()
+        self._transport.request_ended()
+
+    def _end_as_gone(self) -> None:
+        """The client left in the middle of its request."""
+        self._take_body()
+        self._finish("unknown", "gone")
+
+    def _start(self, body: bytes) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._answer(body))
+
+    async def _answer(self, body: bytes) -> None:
+        message = self._message
+        assert message is not None
+        peer: Peer = self._transport.get_extra_info("estd.peer")
+        exchange = Exchange(
+            message.method,
+            _read_path(message.path),
+            message.headers,
+            body,
+            peer,
+            self._request_id,
+            datetime.now(UTC).replace(microsecond=0),
+        )
+        operation, outcome = "unknown", Code.INTERNAL.value
+        try:
+            operation, outcome, reply = await self._site.protocol(exchange)
+        except (Refused, Unavailable) as reason:
+            outcome = reason.code.value
+            reply = self._site.write_refusal(reason, self._request_id)
+        except asyncio.CancelledError:
+            self._finish(operation, "gone")
+            raise
+        except Exception:  # noqa: BLE001  # the last resort: one request's fault must not become its neighbours'
+            _log.exception("request failed", extra={"request_id": self._request_id, "path": exchange.path})
+            reply = self._site.write_refusal(
+                Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), self._request_id
+            )
+        self._reply(operation, outcome, reply)
+
+    def _refuse(self, reason: Refused) -> None:
+        """Refuse what has not come whole: nothing behind it can be a request."""
+        reply = self._site.write_refusal(reason, self._request_id)
+        self._reply("unknown", reason.code.value, reply, is_last=True)
+
+    def _reply(self, operation: str, outcome: str, reply: Reply, *, is_last: bool = False) -> None:
+        message = self._message
+        assert message is not None
+        self._finish(operation, outcome)
+        if self._is_over:
+            return
+        is_last = is_last or message.should_close or self._site.draining or reply.status in _CLOSING_STATUSES
+        self._transport.write(
+            _write_response(
+                reply, is_last=is_last, is_old=message.version < HttpVersion11, is_head=message.method == "HEAD"
+            )
+        )
+        if is_last:
+            self.close()
+        elif self._waiting:
+            self._next()
+
+    def _finish(self, operation: str, outcome: str) -> None:
+        self._is_busy = False
+        self._message = self._task = None
+        self._site.request_ended()
+        self._transport.request_ended()
+        metrics.count_request(operation, outcome, time.perf_counter() - self._started)
+
+    def _turn_away(self, detail: str) -> None:
+        """The answer to what the parser refused; nobody knows where the next request would begin."""
+        if detail:
+            metrics.REQUESTS.labels("unknown", Code.MALFORMED_REQUEST.value).inc()
+            refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
+            reply = self._site.write_refusal(refusal, secrets.token_hex(8))
+            self._transport.write(_write_response(reply, is_last=True))
+        self.close()
 
 
-class _Connection(web.RequestHandler):
-    """One connection of aiohttp's, but for the words it has for what it cannot read."""
+_END: Final = ""
+"""Behind it there is nothing to answer."""
 
-    __slots__ = ("_turn_away",)
-
-    def __init__(self, server: _Server, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._turn_away = server.turn_away
-
-    def handle_error(
-        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Called for bytes that are no request; what a request runs into is answered by `Site`."""
-        if isinstance(exc, ConnectionError):
-            raise exc  # the client left
-        if not isinstance(exc, HttpProcessingError):
-            _log.error("a connection failed", exc_info=exc)
-        # The parser's message goes on to quote what was sent, in several lines.
-        response = self._turn_away((message or "").partition("\n")[0].rstrip(":"))
-        response.force_close()
-        return response
-
+_WAITING_AT_MOST: Final = 8
+"""Pipelined requests, beyond which nothing is read; below that the end of the connection is noticed at once."""
 
 _CLOSING_STATUSES: Final = frozenset({400, 408, 411, 413})
 """After these the rest of the connection's bytes may not mean what they seem to."""
-
 
 _SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding")
 """Two of these would leave open which one was meant."""
 
 
-async def _read_body(request: BaseRequest) -> bytes:
-    length = request.content_length
-    if length is not None and length > BODY_AT_MOST_BYTES:
+def _check_head(message: RawRequestMessage) -> None:
+    headers = message.headers
+    for name in _SINGLE_HEADERS:
+        if len(headers.getall(name, ())) > 1:
+            raise Refused(Code.MALFORMED_REQUEST, f"there is more than one {name} header", "RFC 9110 §5.3")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
+    # The parser has seen to it that it is a number.
+    if int(headers.get("Content-Length", "0")) > BODY_AT_MOST_BYTES:
         raise _too_large()
-    # RFC 9110 §10.1.1: a server must ignore the expectation of an HTTP/1.0 client.
-    expectation = request.headers.get("Expect", "").lower()
-    if expectation == "100-continue" and request.version >= HttpVersion11 and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if request.content.is_eof():
-        body = request.content.read_nowait()  # it came with its head, so there is nothing to wait for
-        if len(body) > BODY_AT_MOST_BYTES:
-            raise _too_large()
-        return body
-    return await _receive_body(request.content)
-
-
-async def _receive_body(content: StreamReader) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    deadline = asyncio.timeout(BODY_SECONDS)
-    try:
-        async with deadline:
-            while chunk := await content.readany():
-                size += len(chunk)
-                if size > BODY_AT_MOST_BYTES:
-                    raise _too_large()
-                parts.append(chunk)
-    except OSError as reason:
-        if isinstance(reason, TimeoutError) and deadline.expired():
-            detail = f"the body did not arrive within {BODY_SECONDS:.0f} seconds"
-            raise Refused(Code.REQUEST_TIMEOUT, detail, "RFC 9110 §15.5.9") from None
-        raise ConnectionResetError("the client left in the middle of its request") from reason
-    return b"".join(parts)
 
 
 def _too_large() -> Refused:
@@ -239,10 +387,38 @@ def _read_path(target: str) -> str:
     return target.partition("?")[0]
 
 
-def _write_response(reply: Reply) -> web.Response:
-    # For HEAD aiohttp sends the same head, Content-Length included, and no body (RFC 9110 §9.3.2).
-    headers = dict(reply.headers)
-    headers["Server"] = _SERVER_NAME
+def _write_response(reply: Reply, *, is_last: bool, is_old: bool = False, is_head: bool = False) -> bytes:
+    """The answer as RFC 9112 §4 has it, in one piece.
+
+    Args:
+        reply: what to say.
+        is_last: the connection is closed after it.
+        is_old: the request was of HTTP/1.0, where a connection is kept by agreement only (RFC 9112 §9.3).
+        is_head: the request was HEAD: the same head, Content-Length included, and no body (RFC 9110 §9.3.2).
+    """
+    lines = [_STATUS_LINES[is_old][reply.status], _write_date(int(time.time()))]
+    lines.extend([f"{name}: {value}" for name, value in reply.headers])
     if reply.content_type is not None:
-        headers["Content-Type"] = reply.content_type
-    return web.Response(status=reply.status, body=reply.body, headers=headers)
+        lines.append("Content-Type: " + reply.content_type)
+    if reply.status != HTTPStatus.NO_CONTENT:  # RFC 9110 §8.6
+        lines.append(f"Content-Length: {len(reply.body)}")
+    if is_last and not is_old:
+        lines.append("Connection: close")
+    elif is_old and not is_last:
+        lines.append("Connection: keep-alive")
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) or head.count("\r") != len(lines):  # the date's line is two
+        raise Broken("a header holds a line break")
+    return head.encode("latin-1") + b"\r\n\r\n" + (b"" if is_head else reply.body)
+
+
+_STATUS_LINES: Final = tuple(
+    {status.value: f"{version} {status.value} {status.phrase}" for status in HTTPStatus}
+    for version in ("HTTP/1.1", "HTTP/1.0")
+)
+
+
+@lru_cache(maxsize=1)
+def _write_date(seconds: int) -> str:
+    """The two headers that every answer has."""
+    return f"Date: {formatdate(seconds, usegmt=True)}\r\nServer: estd"
