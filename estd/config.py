@@ -43,6 +43,10 @@ class Config:
     """0: three for every four cores, so that groups stay large and the signers and the database have room."""
     signers: int = 0
     """0: one for every four cores, at least two, so that one is there while the other restarts."""
+    signer_sockets: tuple[Path, ...] = ()
+    """Signers that run on their own (`estd signer`), by slot; empty: the server starts its signers itself."""
+    signer_users: tuple[str, ...] = ("estd",)
+    """Users whose processes may call a signer that runs on its own."""
     log_level: str = "info"
 
     @property
@@ -53,7 +57,7 @@ class Config:
     @property
     def signer_count(self) -> int:
         """How many signers to run."""
-        return self.signers or max(2, (os.cpu_count() or 1) // 4)
+        return len(self.signer_sockets) or self.signers or max(2, (os.cpu_count() or 1) // 4)
 
 
 _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
@@ -70,6 +74,7 @@ _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
     "tls": {"names": ("tls_names", list), "certificate": ("tls_certificate", str), "key": ("tls_key", str)},
     "est": {"default_ecosystem": ("default_ecosystem", str)},
     "processes": {"workers": ("workers", int), "signers": ("signers", int)},
+    "signers": {"sockets": ("signer_sockets", list), "users": ("signer_users", list)},
     "log": {"level": ("log_level", str)},
 }
 _TYPE_NAMES: Final = {str: "a string", int: "a whole number", list: "a list of strings"}
@@ -153,6 +158,9 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
         problems.append(
             Problem(f"{path}: keys", "names more than one source", "Keep one of file, environment, credential.")
         )
+    if "signer_sockets" in values and values.get("signers"):
+        remedy = "Keep one: sockets of signers that run on their own, or how many to start."
+        problems.append(Problem(f"{path}: signers.sockets", "and processes.signers are both set", remedy))
     if values.get("log_level", "info") not in _LOG_LEVELS:
         problems.append(Problem(f"{path}: log.level", "is unknown", f"Use one of {', '.join(_LOG_LEVELS)}."))
     url_file = values.pop("database_url_file", None)
@@ -169,6 +177,10 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
         raise Invalid(problems)
     if "tls_names" in values:
         values["tls_names"] = tuple(values["tls_names"])
+    if "signer_sockets" in values:
+        values["signer_sockets"] = tuple((base / name).resolve() for name in values["signer_sockets"])
+    if "signer_users" in values:
+        values["signer_users"] = tuple(values["signer_users"])
     return Config(**values)
 
 

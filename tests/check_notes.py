@@ -37,6 +37,7 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/app/identity.py": (_LIVE, "makes the certificate that curl verifies, by name and by address"),
     "estd/app/ops.py": (_LIVE, "its three paths are asked there"),
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
+    "estd/app/signer_link.py": ("deploy/test_signer_apart.py", "finds, loses and finds again signers of another user there"),
     "estd/app/signers.py": ("unit/ra/test_enrollment.py", "unlocks and loads a real signer there"),
     "estd/app/supervisor.py": ("faults/test_killstorm.py", "keeps workers, signers and database alive through kills"),
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),

@@ -27,10 +27,11 @@ async def check_server(config: Config) -> dict[str, Any]:
         Unavailable: the database does not answer.
     """
     problems: list[Problem] = []
-    try:
-        read_key_encryption_key(config)
-    except Invalid as invalid:
-        problems += invalid.problems
+    if not config.signer_sockets:  # signers that run on their own hold the key
+        try:
+            read_key_encryption_key(config)
+        except Invalid as invalid:
+            problems += invalid.problems
     problems += _check_tls(config)
     running = is_running(config)
     if not running:

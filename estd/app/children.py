@@ -42,7 +42,7 @@ class Child:
         name: str,
         argv: Sequence[str],
         inherited: Sequence[int],
-        greet: Callable[[socket.socket], Coroutine[None, None, None]],
+        greet: Callable[[socket.socket], Coroutine[None, None, object]],
         environment: Mapping[str, str] = MappingProxyType({}),
         ended: Callable[[int], None] = lambda _pid: None,
     ) -> None:

@@ -66,10 +66,17 @@ required = true
 """
 
 
-async def ensure_ecosystem(store: Store, kek: bytes) -> None:
-    """Make the internal ecosystem if this is the first start."""
+async def ensure_ecosystem(store: Store, kek: bytes | None) -> None:
+    """Make the internal ecosystem if this is the first start.
+
+    Raises:
+        Invalid: it is, and there is no key-encryption key here to make it with.
+    """
     if any(record.label == LABEL for record in await store.find_ecosystems()):
         return
+    if kek is None:
+        what = "has no ecosystem yet, and a server with signers of its own holds no key to make the first one"
+        raise Invalid([Problem("the database", what, "Apply one first, where the key is: estd apply FILE.")])
     # Clients may trust several servers; the mark keeps their roots apart.
     text = _DOCUMENT.format(label=LABEL, mark=secrets.token_hex(4))
     rules = read_document(text, "the server's own ecosystem", _read_nothing)

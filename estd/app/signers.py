@@ -65,8 +65,13 @@ class SignerControl:
             raise Broken("a signer answered a status question with something else")
         return answer
 
+    @property
+    def gone(self) -> bool:
+        """Whether the signer closed the channel."""
+        return self._reader.at_eof() or self._writer.is_closing()
+
     def close(self) -> None:
-        """Close the channel; the signer finishes and exits."""
+        """Close the channel; the signer finishes and exits, unless it runs on its own."""
         self._writer.close()
 
     def _next(self) -> int:

@@ -16,7 +16,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from estd.app import identity
 from estd.app.children import Child
 from estd.app.control import Control
 from estd.app.ops import OpsServer
+from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
 from estd.app.worker import WorkerSettings
 from estd.config import Config, check_blocklist, read_key_encryption_key
@@ -35,6 +36,7 @@ from estd.errors import Broken, Invalid, Problem, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
+from estd.signer.settings import find_control_path
 from estd.store.migrator import migrate
 from estd.store.postgres import PostgresStore
 from estd.store.private import PrivatePostgres
@@ -57,11 +59,13 @@ class Supervisor:
     def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
         self._config = config
         self._reread = reread
-        self._kek = read_key_encryption_key(config)
+        # Signers that run on their own hold it themselves, and here it is not wanted.
+        self._kek = None if config.signer_sockets else read_key_encryption_key(config)
+        self._running_signers = config.signer_sockets  # other ones want a restart
         self._stack = contextlib.AsyncExitStack()
         self._workers: list[Child] = []
         self._worker_controls: dict[str, Control] = {}
-        self._signers: list[Child] = []
+        self._signers: list[Child | SignerLink] = []
         self._signer_controls: dict[str, SignerControl] = {}
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -205,9 +209,19 @@ class Supervisor:
         return listener
 
     def _signer_socket(self, slot: int) -> Path:
+        if self._running_signers:
+            return self._running_signers[slot]
         return self._runtime / f"signer-{slot}.sock"
 
     async def _start_signers(self) -> None:
+        if self._running_signers:
+            for slot, path in enumerate(self._running_signers):
+                name = f"signer-{slot}"
+                link = SignerLink(name, find_control_path(path), self._greeter_of_signer(name))
+                self._signers.append(link)
+                link.start()
+            await self._require(self._signers)
+            return
         journals = self._config.data_directory / "journal"
         journals.mkdir(mode=0o700, exist_ok=True)
         for slot in range(self._config.signer_count):
@@ -233,12 +247,18 @@ class Supervisor:
             child.start()
         await self._require(self._signers)
 
-    def _greeter_of_signer(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, None]]:
-        async def greet(end: socket.socket) -> None:
+    def _greeter_of_signer(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, SignerControl]]:
+        async def greet(end: socket.socket) -> SignerControl:
             control = await SignerControl.open(end)
-            await control.unlock(self._kek)
-            await control.load(await self._store.find_ecosystems())
+            try:
+                if self._kek is not None:
+                    await control.unlock(self._kek)
+                await control.load(await self._store.find_ecosystems())
+            except BaseException:
+                control.close()
+                raise
             self._signer_controls[name] = control
+            return control
 
         return greet
 
@@ -287,7 +307,7 @@ class Supervisor:
 
         return greet
 
-    async def _require(self, children: list[Child]) -> None:
+    async def _require(self, children: Sequence[Child | SignerLink]) -> None:
         ready = await asyncio.gather(*(child.wait_ready(_START_SECONDS) for child in children))
         late = [child.name for child, is_ready in zip(children, ready, strict=True) if not is_ready]
         if late:

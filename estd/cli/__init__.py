@@ -39,6 +39,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "demo": ("estd.cli.demo:demo", "Watch a fleet of devices enroll, renew and be refused."),
     "quickstart": ("estd.cli.quickstart:quickstart", "Run a server to play with; makes everything it needs."),
     "serve": ("estd.cli.serve:serve", "Run a server."),
+    "signer": ("estd.cli.signer:signer", "Run a signer on its own, apart from the server."),
     "apply": ("estd.cli.apply:apply", "Put the rules of an ecosystem into force."),
     "enroll": ("estd.cli.enroll:enroll", "Get or renew this device's certificate."),
     "ecosystem": ("estd.cli.ecosystem:ecosystem", "Look at ecosystems."),

@@ -8,6 +8,7 @@ import click
 
 from estd.app.access import find_user, open_store
 from estd.app.apply import Applied, apply_document
+from estd.app.identity import ensure_ecosystem
 from estd.app.quickstart import read_ecosystem
 from estd.ca.ecosystem import Ecosystem
 from estd.cli.loop import run_async
@@ -84,4 +85,6 @@ async def _apply(config: Config, documents: list[Ecosystem], dry_run: bool) -> l
         tried = [await apply_document(store, kek, one, find_user(), dry_run=True) for one in documents]
         if dry_run:
             return tried
+        # A server whose signers run on their own has no key to make it with at its first start.
+        await ensure_ecosystem(store, kek)
         return [await apply_document(store, kek, one, find_user()) for one in documents]

@@ -2,7 +2,8 @@
 
 * Only processes of an allowed user are served; the kernel says whose they are (SO_PEERCRED), at accept.
 * Only the control channel loads, drops, unlocks or drains; when it closes the supervisor is gone, and the signer
-  finishes what is in hand and ends.
+  finishes what is in hand and ends. A signer that runs on its own waits for the next supervisor instead; whoever comes
+  while one is there is turned away.
 * Connections are served in turn, some messages each; all seals of a turn share one flush of the journal.
 * A peer that sends garbage, half a frame, or does not read is cut off alone, and memory per peer is bounded.
 * A draining signer prepares nothing more; what is prepared may still be sealed for a while.
@@ -52,17 +53,24 @@ class Loop:
     """Sockets, turns and time around one `Signer`."""
 
     def __init__(
-        self, settings: SignerSettings, service: Signer[Any], control: socket.socket, listener: socket.socket
+        self,
+        settings: SignerSettings,
+        service: Signer[Any],
+        control: socket.socket | None,
+        listener: socket.socket,
+        control_listener: socket.socket | None = None,
     ) -> None:
+        """`control` comes from the supervisor that started this process and will unlock it; a process that runs on its
+        own has a `control_listener` instead, and an engine that is unlocked.
+        """
         self._settings = settings
         self._service = service
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = listener
         self._connections: dict[int, Connection[Request]] = {}
-        self._control: Connection[Control] | None = Connection(
-            control, control_reader(), "supervisor", time.monotonic()
-        )
-        self._unlocked = False
+        self._control: Connection[Control] | None = None
+        self._control_listener = control_listener
+        self._unlocked = control is None
         self._terminated = False
         self._kept_house_at = 0.0
         self._drain_until = 0.0
@@ -80,7 +88,11 @@ class Loop:
         self._previous_handler = signal.signal(signal.SIGTERM, self._terminate)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
-        self._select(self._control)
+        if control_listener is not None:
+            self._selector.register(control_listener, selectors.EVENT_READ)
+        if control is not None:
+            self._control = Connection(control, control_reader(), "supervisor", time.monotonic())
+            self._select(self._control)
 
     def run(self) -> None:
         """Turn until drained."""
@@ -121,6 +133,8 @@ class Loop:
                 self._drain(at)
         elif fd in self._connections:
             self._move(self._connections[fd], mask, at)
+        elif self._control_listener is not None and fd == self._control_listener.fileno():
+            self._accept_control(at)
 
     def _accept(self, at: float) -> None:
         assert self._listener is not None
@@ -148,6 +162,29 @@ class Loop:
             connection = Connection(end, request_reader(), f"process {process} of user {user}", at)
             self._connections[end.fileno()] = connection
             self._select(connection)
+
+    def _accept_control(self, at: float) -> None:
+        """Let a supervisor in, one at a time: a worker that somebody took over finds the place taken."""
+        assert self._control_listener is not None
+        try:
+            end, _address = self._control_listener.accept()
+        except OSError:
+            return  # whoever it was is gone again
+        process, user = read_peer(end)
+        if user not in self._settings.allowed_uids:
+            why: str | None = "its user may not call"
+        elif self._control is not None:
+            why = "there is a supervisor already"
+        else:
+            why = None
+        if why is not None:
+            self._counters["connections_refused"] += 1
+            _log.warning("supervisor refused: %s", why, extra={"peer_pid": process, "peer_uid": user})
+            end.close()
+            return
+        _log.info("supervisor connected", extra={"peer_pid": process, "peer_uid": user})
+        self._control = Connection(end, control_reader(), "supervisor", at)
+        self._select(self._control)
 
     def _move(self, connection: Connection[Request], mask: int, at: float) -> None:
         try:
@@ -177,7 +214,8 @@ class Loop:
             self._control = None
             if not self._service.draining:
                 _log.warning("the supervisor is gone")
-                self._drain(at)
+                if self._control_listener is None:
+                    self._drain(at)
             return
         self._select(control)
 
@@ -324,6 +362,11 @@ class Loop:
         return not busy and (self._service.prepared == 0 or not self._connections)
 
     def _stop_listening(self) -> None:
+        if self._control_listener is not None:
+            self._selector.unregister(self._control_listener)
+            Path(self._control_listener.getsockname()).unlink(missing_ok=True)
+            self._control_listener.close()
+            self._control_listener = None
         if self._listener is None:
             return
         self._selector.unregister(self._listener)

