@@ -175,6 +175,15 @@ class Cluster:
         write_file(pointer, f"{short}\n")
         return str(short)
 
+    def forget_last_server(self, socket_directory: str) -> None:
+        """Remove what a killed server says of itself, beside its data and beside its socket.
+
+        Both may name a process id that meanwhile belongs to a stranger, or to a process that ended and that nobody
+        waited for; PostgreSQL would take either for a running server and not start.
+        """
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        Path(socket_directory, f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
+
     def remove_short_socket_directory(self) -> None:
         """Leave nothing outside the directory."""
         pointer = self.directory / "socket.path"

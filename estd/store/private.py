@@ -145,11 +145,10 @@ class PrivatePostgres:
         if not (cluster.data / "PG_VERSION").exists():
             self._initialise(launcher)
         self._check_version()
-        # Safe because no process of an earlier server lives. The file may name a process id that meanwhile belongs to
-        # a stranger, which PostgreSQL would take for a running server.
-        (cluster.data / "postmaster.pid").unlink(missing_ok=True)
         launcher.own_directory(cluster.directory / "log")
         socket_directory = cluster.socket_directory(launcher)
+        # Safe because no process of an earlier server lives.
+        cluster.forget_last_server(socket_directory)
         cluster.write_settings(socket_directory, launcher)
         lock = cluster.open_lock("server.lock")
         with tempfile.TemporaryFile() as output:

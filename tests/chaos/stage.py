@@ -49,7 +49,8 @@ _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 60.0
 _TAIL_LINES: Final = 40
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_ESTD: Final = Path(sys.executable).with_name("estd")
+ESTD: Final = Path(sys.executable).with_name("estd")
+"""The program, from the environment that the tool runs in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return (seen := _read_process(self.pid)) is not None and seen[0] == self.started
+        return (seen := _read_process(self.pid)) is not None and seen[0] == self.started and seen[2] != "Z"
 
     def kill(self) -> bool:
         """SIGKILL; whether it was still there to be killed."""
@@ -138,9 +139,9 @@ class Stage:
         """
         self._ready_file.unlink(missing_ok=True)
         if self._started_before:
-            argv: list[str | Path] = [_ESTD, "serve", "--config", self.place.settings, "--ready-file", self._ready_file]
+            argv: list[str | Path] = [ESTD, "serve", "--config", self.place.settings, "--ready-file", self._ready_file]
         else:
-            argv = [_ESTD, "quickstart", "--dir", self.place.directory, "--ready-file", self._ready_file]
+            argv = [ESTD, "quickstart", "--dir", self.place.directory, "--ready-file", self._ready_file]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 argv,
@@ -189,9 +190,19 @@ class Stage:
         self._process.send_signal(signal.SIGHUP)
 
     def poll(self) -> int | None:
-        """The exit status of the supervisor; None while it runs, negative when a signal ended it."""
+        """The exit status of the supervisor; None while it runs, negative when a signal ended it.
+
+        Call it often while processes are killed: what a killed supervisor left behind and ended is laid to rest here,
+        as process 1 would do it. PostgreSQL takes a dead process that nobody waited for to be alive.
+        """
         assert self._process is not None
-        return self._process.poll()
+        status = self._process.poll()
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid == self._process.pid:
+                    break  # `Popen` waits for it
+                os.waitpid(ended.si_pid, os.WNOHANG)
+        return status
 
     def close(self, *, keep: bool = False) -> None:
         """End whatever still runs; remove the directory unless it is to be kept."""
@@ -201,13 +212,11 @@ class Stage:
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 keep = True
-        for _ in range(50):
-            left = self.processes()
-            if not left:
-                break
+        while self._process is not None and (left := self.processes()):
             for process in left:
                 process.kill()
             time.sleep(0.1)
+            self.poll()
         if keep:
             print(f"kept for you to look at: {self.directory}", file=sys.stderr)
         else:
@@ -230,9 +239,6 @@ class Stage:
             pid, above = waiting.pop()
             started, parent, state = table[pid]
             if state == "Z":
-                if parent == os.getpid() and pid != supervisor:
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitpid(pid, os.WNOHANG)
                 continue
             role = "supervisor" if pid == supervisor else _decide_role(pid, above)
             if role is not None:

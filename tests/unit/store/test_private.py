@@ -49,6 +49,11 @@ async def ask(url: str, sql: str) -> list[tuple[object, ...]]:
         await connection.close()
 
 
+def socket_directory_of(directory: Path) -> Path:
+    pointer = directory / "socket.path"
+    return Path(pointer.read_text().strip()) if pointer.exists() else directory / "socket"
+
+
 def pid_of(server: PrivatePostgres) -> int:
     pid = server.status().pid
     assert pid is not None
@@ -176,12 +181,13 @@ def test_a_killed_owner_leaves_a_server_to_attach_to(directory: Path) -> None:
 
 
 def test_a_recycled_process_id_is_no_obstacle(server: PrivatePostgres, directory: Path) -> None:
-    """The number in the file belongs to a stranger of the same user, which PostgreSQL takes for a running server."""
+    """The number in its files belongs to a stranger of the same user, which PostgreSQL takes for a running server."""
     with tempfile.TemporaryFile() as output:
         stranger = find_launcher(directory / "data", find_binaries(18)).popen(["/bin/sleep", "60"], output)
     try:
         stale = f"{stranger.pid}\n{directory}/data\n1893456000\n5432\n{directory}/socket\n\n 1 1\nready   \n"
         (directory / "data" / "postmaster.pid").write_text(stale)
+        (socket_directory_of(directory) / ".s.PGSQL.5432.lock").write_text(stale)
         assert not server.status().running
         server.start()
         assert pid_of(server) != stranger.pid
