@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from estd.ra.admission import Admission, hash_secret
 from estd.ra.codes import generate_code
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
+from estd.ra.limits import Quotas
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
@@ -280,6 +282,7 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
             Enrollment(store, signers, now, lambda _what, _value: None),
             trail,
             lambda ecosystem, tolerance: tolerances.update([(ecosystem, tolerance)]),
+            Quotas(time.monotonic, lambda _ecosystem, _limit: None),
         )
         connection = await stack.enter_async_context(database.session())
         yield World(store, connection, signers, est, makers, records, tolerances)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import Final
 
 from estd.app.worker import WorkerSettings
+from estd.audit import Event
 from estd.errors import Invalid, Unavailable
 from estd.est import messages
 from estd.est.operations import Est
 from estd.ra.admission import Admission
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
+from estd.ra.limits import Quotas
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.store.contract import Store
@@ -40,7 +43,8 @@ class Worker:
         self._signers = signers
         self._enrollment = Enrollment(store, signers, _now, metrics.observe_issuance)
         self._trail = Trail(store)
-        self._est = Est(directory, Admission(store), self._enrollment, self._trail, _count_tolerance)
+        self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
+        self._est = Est(directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas)
         self._site = Site(self._est.answer, messages.write_refusal)
         self._limits = Limits()
         self._gate = Gate(self._limits)
@@ -82,6 +86,26 @@ class Worker:
         metrics.WAITING.set(self._enrollment.waiting)
         metrics.CONNECTIONS.set(self._gate.connections)
         metrics.AUDIT_LOST.set(self._trail.lost)
+
+    async def report_limits(self) -> None:
+        """Say which limits turned requests away: one line and one audit event for many of them."""
+        for report in self._quotas.take_reports():
+            facts = {"limit": report.limit.value, "count": report.count}
+            _log.warning(
+                "requests were turned away", extra={"ecosystem": report.ecosystem, **facts, "remedy": report.remedy}
+            )
+            await self._trail.record(
+                Event(
+                    at=_now(),
+                    kind="ecosystem.limit",
+                    outcome="refused",
+                    ecosystem=report.ecosystem,
+                    ecosystem_id=report.ecosystem_id,
+                    code=report.limit.code.value,
+                    detail=f"{report.count} requests met the limit {report.limit.value}",
+                    extra=facts,
+                )
+            )
 
     async def drain(self, seconds: float) -> None:
         """Answer what is in hand, then let go of everything."""

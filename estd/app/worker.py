@@ -36,6 +36,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     slot: int
+    workers: int = 1
+    """How many share the load, and so the limits."""
     database_url: str
     signer_sockets: list[str]
     tls_chain: str
@@ -107,6 +109,7 @@ async def _obey(control: Control, worker: Any) -> None:
 async def _refresh(worker: Any) -> None:
     while True:
         worker.refresh_gauges()
+        await worker.report_limits()
         await asyncio.sleep(_GAUGE_SECONDS)
 
 

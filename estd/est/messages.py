@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from estd.errors import Code, Refused, Unavailable
+from estd.ra.limits import TurnedAway, add_jitter
 from estd.wire.cms import write_certs_only
 from estd.wire.exchange import Reply
 
@@ -165,7 +166,9 @@ def write_refusal(error: Refused | Unavailable, request_id: str, allow: str = "G
         headers.append(("Allow", allow))
     if status in (429, 503):
         seconds = error.retry_after_seconds if isinstance(error, Unavailable) else _RETRY_AFTER_SECONDS
-        headers.append(("Retry-After", str(max(1, seconds))))
+        if not isinstance(error, TurnedAway):
+            seconds = add_jitter(seconds)  # who was refused in the same second need not return in the same second
+        headers.append(("Retry-After", str(seconds)))
     detail = "estd is at fault; its log has this request" if status == 500 else _plain(error.detail)
     body = f"{error.code.value}: {detail} (request {request_id})\n"
     return Reply(status, body.encode(), "text/plain; charset=utf-8", tuple(headers))

@@ -21,6 +21,7 @@ from estd.est import messages
 from estd.ra.admission import Admission, Admitted, Purpose, read_user
 from estd.ra.directory import Directory, Place
 from estd.ra.enrollment import Enrollment
+from estd.ra.limits import Quotas, TurnedAway
 from estd.ra.naming import decide_names
 from estd.ra.order import Order, write_request_key
 from estd.ra.trail import Trail
@@ -66,12 +67,14 @@ class Est:
         enrollment: Enrollment,
         trail: Trail,
         count_tolerance: Callable[[str, str], None],
+        quotas: Quotas,
     ) -> None:
         self.directory = directory
         self._admission = admission
         self._enrollment = enrollment
         self._trail = trail
         self._count_tolerance = count_tolerance
+        self._quotas = quotas
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
         """Operation and outcome (for metrics) and the answer; what is raised is a fault of ours."""
@@ -82,6 +85,9 @@ class Est:
             operation, allow = route.operation, _ALLOW[route.method]
             _check_method(exchange, route)
             reply = await self._carry_out(exchange, label, route.access)
+        except TurnedAway as reason:
+            # Added up in reports (`estd.ra.limits`): a storm must not cost a record for each of its requests.
+            return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id)
         except (Refused, Unavailable) as reason:
             await self._record_refusal(exchange, operation, label, reason)
             return operation, reason.code.value, messages.write_refusal(reason, exchange.request_id, allow)
@@ -96,12 +102,18 @@ class Est:
         # The directory may be replaced while we wait: one request sees one of them.
         directory = self.directory
         place = directory.find_place(label)
-        if isinstance(access, Public):
-            return await access.handler(self, exchange, place)
-        admitted = await self._admission.admit(
-            directory, place, access.purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
-        )
-        return await access.handler(self, exchange, admitted)
+        share = self._quotas.enter(place.ecosystem, exchange.peer)
+        try:
+            if isinstance(access, Public):
+                return await access.handler(self, exchange, place)
+            admitted = await self._admission.admit(
+                directory, place, access.purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
+            )
+            return await access.handler(self, exchange, admitted)
+        except TurnedAway as reason:
+            raise share.turn_away(reason.limit) from None
+        finally:
+            share.leave()
 
     # --- operations --------------------------------------------------------------------------------------------------
 

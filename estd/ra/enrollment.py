@@ -27,6 +27,8 @@ from cryptography import x509
 
 from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
+from estd.ra.fairqueue import FairQueue
+from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
 from estd.ra.order import Order
 from estd.ra.trail import log_event
 from estd.signer.client import SignerPool
@@ -40,7 +42,7 @@ _GROUP_SIZE: Final = 64
 _TURNS_TO_GATHER: Final = 4
 """Turns of the event loop a group waits before it leaves. A turn of an idle loop takes microseconds; a turn of a busy one
 brings more requests, and each that comes along spares a share of two commits and a flush."""
-_WAITING_AT_MOST: Final = 2000
+_WAITING_AT_MOST: Final = IN_HAND_AT_MOST
 _DEADLINE_SECONDS: Final = 15.0
 _STORE_ATTEMPTS: Final = 3
 _ROUNDS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -72,7 +74,7 @@ class Enrollment:
         self._signers = signers
         self._clock = clock
         self._observe = observe
-        self._gathering: list[_Waiting] = []
+        self._gathering: FairQueue[_Waiting] = FairQueue()
         self._is_group_out = False
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -130,10 +132,10 @@ class Enrollment:
 
     async def _join_group(self, order: Order, give_up_at: float) -> bytes:
         if len(self._gathering) >= _WAITING_AT_MOST:
-            raise Unavailable(Code.OVERLOADED, "too many requests are waiting", 10)
+            raise TurnedAway(Limit.QUEUE, "too many requests are waiting", add_jitter(_DEADLINE_SECONDS))
         loop = asyncio.get_running_loop()
         waiting = _Waiting(order, loop.create_future())
-        self._gathering.append(waiting)
+        self._gathering.add(order.ecosystem_id, waiting)
         if not self._is_group_out:
             self._is_group_out = True
             self._send_group(_TURNS_TO_GATHER)
@@ -150,7 +152,7 @@ class Enrollment:
         if turns:
             loop.call_soon(self._send_group, turns - 1)
             return
-        group, self._gathering = self._gathering[:_GROUP_SIZE], self._gathering[_GROUP_SIZE:]
+        group = self._gathering.take(_GROUP_SIZE)
         task = loop.create_task(self._carry_out(group))
         self._under_way.add(task)
         task.add_done_callback(self._end_group)
@@ -398,7 +400,8 @@ def _write_event(intent: Intent, now: datetime, ecosystem: str | None, address: 
 
 
 def _give_up(waiting: _Waiting) -> None:
-    _refuse(waiting, Unavailable(Code.OVERLOADED, "this took too long; send the same request again"))
+    detail = "this took too long; send the same request again"
+    _refuse(waiting, TurnedAway(Limit.DEADLINE, detail, add_jitter(_DEADLINE_SECONDS)))
 
 
 def _refuse(waiting: _Waiting, reason: Exception) -> None:

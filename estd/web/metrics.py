@@ -27,6 +27,7 @@ REQUEST_SECONDS = Histogram(
 TOLERANCES = Counter(
     "estd_tolerances", "Deviations from the RFCs that a request got away with", ["ecosystem", "tolerance"]
 )
+TURNED_AWAY = Counter("estd_turned_away", "Requests that met a limit, by ecosystem and limit", ["ecosystem", "limit"])
 TLS = Counter("estd_tls", "TLS connections by what became of them", ["event"])
 CONNECTIONS = Gauge("estd_connections", "Open TLS connections", multiprocess_mode="livesum")
 GROUP_SIZE = Histogram("estd_group_size", "Certificates issued per group", buckets=_GROUP_BUCKETS)
@@ -41,6 +42,7 @@ REPEATED = Counter("estd_repeated_answers", "Retries that were answered with the
 AUDIT_LOST = Gauge("estd_audit_events_in_log_only", "Audit events the store never took", multiprocess_mode="livesum")
 
 _TLS: dict[str, Counter] = {}
+_TURNED_AWAY: dict[tuple[str, str], Counter] = {}
 _REQUESTS: dict[tuple[str, str], Counter] = {}
 _REQUEST_SECONDS: dict[str, Histogram] = {}
 
@@ -63,6 +65,14 @@ def count_request(operation: str, outcome: str, seconds: float) -> None:
     if histogram is None:
         histogram = _REQUEST_SECONDS[operation] = REQUEST_SECONDS.labels(operation)
     histogram.observe(seconds)
+
+
+def count_turned_away(ecosystem: str, limit: str) -> None:
+    """What `estd.ra.limits` observes."""
+    counter = _TURNED_AWAY.get((ecosystem, limit))
+    if counter is None:
+        counter = _TURNED_AWAY[ecosystem, limit] = TURNED_AWAY.labels(ecosystem, limit)
+    counter.inc()
 
 
 def observe_issuance(what: str, value: float) -> None:
