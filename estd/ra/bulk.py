@@ -56,7 +56,7 @@ _STORE_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a batch: what the authority calls it, and its PKCS #10 (DER, unread)."""
+    """One request of a batch: what the authority calls it, and its PKCS #10 (DER, unread; empty when there was none)."""
 
     name: str
     csr: bytes
@@ -172,6 +172,8 @@ class _Group:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     async def _read(self, request: Request) -> _Item:
+        if not request.csr:
+            raise Refused(Code.MALFORMED_REQUEST, "the line holds no PKCS #10 request in base64", "RFC 8951 §3.1")
         parsed = read_request_again(request.csr)
         profile = self._place.profile
         if parsed.subject != EMPTY_NAME:

@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
@@ -29,6 +29,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy, RawReque
 
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
+from estd.web.stream import BodyStream
 from estd.wire.exchange import Exchange, Peer, Reply
 
 _log = logging.getLogger(__name__)
@@ -47,12 +48,19 @@ WriteRefusal = Callable[[Refused | Unavailable, str], Reply]
 class Site:
     """Answers HTTP requests of one worker with one protocol."""
 
-    def __init__(self, protocol: Protocol, write_refusal: WriteRefusal) -> None:
+    def __init__(
+        self,
+        protocol: Protocol,
+        write_refusal: WriteRefusal,
+        takes_stream: Callable[[str, str], bool] = lambda _method, _path: False,
+    ) -> None:
+        """`takes_stream` tells by method and path whether the protocol wants the body as it comes, whatever its length."""
         if HttpRequestParser is HttpRequestParserPy:
             # Nearly all of aiohttp's request smuggling was in the parser it falls back to.
             raise Broken("aiohttp lacks its compiled parser; install its wheel, without AIOHTTP_NO_EXTENSIONS")
         self.protocol = protocol
         self.write_refusal = write_refusal
+        self.takes_stream = takes_stream
         self.connections: set[_Connection] = set()
         self.draining = False
         """When set, each answer closes its connection."""
@@ -67,6 +75,8 @@ class Site:
     async def drain(self, seconds: float) -> None:
         """Let requests in hand finish, then close what is idle."""
         self.draining = True
+        for connection in self.connections:
+            connection.stop_stream()
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -103,9 +113,11 @@ class _Connection(asyncio.Protocol):
         "_request_id",
         "_site",
         "_started",
+        "_stream",
         "_task",
         "_transport",
         "_waiting",
+        "_writable",
     )
 
     def __init__(self, site: Site) -> None:
@@ -133,6 +145,8 @@ class _Connection(asyncio.Protocol):
         self._is_busy = False
         self._is_over = False
         self._can_write = True
+        self._stream: BodyStream | None = None  # while the protocol takes the body as it comes
+        self._writable: asyncio.Future[None] | None = None  # while a streamed answer waits for the client to take some
 
     # --- towards the TLS floor: asyncio.Protocol ---------------------------------------------------------------------
 
@@ -180,6 +194,7 @@ class _Connection(asyncio.Protocol):
         self._waiting.clear()
         if self._payload is not None:
             self._end_as_gone()
+        self._wake_writer()
         # What the protocol does for this client goes on: a certificate under way is recorded and waits for the retry.
 
     def pause_writing(self) -> None:
@@ -189,6 +204,7 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It does again."""
         self._can_write = True
+        self._wake_writer()
         if not self._is_busy:
             self._next()
 
@@ -205,8 +221,14 @@ class _Connection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection; a request that is still in hand is lost to it."""
         self._is_over = True
+        self._wake_writer()
         if self._transport is not None:
             self._transport.close()
+
+    def stop_stream(self) -> None:
+        """Take no more of a body that comes as a stream: the protocol ends its answer."""
+        if self._stream is not None:
+            self._stream.stop()
 
     def _next(self) -> None:
         while self._waiting and not self._is_busy and self._can_write and not self._is_over:
@@ -225,10 +247,18 @@ class _Connection(asyncio.Protocol):
         self._message = message
         self._request_id = secrets.token_hex(8)
         self._started = time.perf_counter()
+        is_stream = self._site.takes_stream(message.method, _read_path(message.path))
         try:
-            _check_head(message)
+            _check_head(message, has_cap=not is_stream)
         except Refused as reason:
             self._refuse(reason)
+            return
+        if is_stream:
+            self._stream = BodyStream(self._transport)
+            self._payload = payload
+            self._agree_to_body(message)
+            self._start(b"")
+            self._read_body()
             return
         if payload.is_eof() or message.method == "CONNECT":  # whose payload is no body (RFC 9110 §9.3.6)
             body = payload.read_nowait()
@@ -238,15 +268,24 @@ class _Connection(asyncio.Protocol):
                 self._start(body)
             return
         self._payload = payload
+        self._agree_to_body(message)
+        self._body_deadline = asyncio.get_running_loop().call_later(BODY_SECONDS, self._miss_deadline)
+        self._read_body()
+
+    def _agree_to_body(self, message: RawRequestMessage) -> None:
         # RFC 9110 §10.1.1: a server must ignore the expectation of an HTTP/1.0 client.
         if message.headers.get("Expect", "").lower() == "100-continue" and message.version >= HttpVersion11:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._body_deadline = asyncio.get_running_loop().call_later(BODY_SECONDS, self._miss_deadline)
-        self._read_body()
 
     def _read_body(self) -> None:
         payload = self._payload
         assert payload is not None
+        if self._stream is not None:
+            self._stream.feed(payload.read_nowait())
+            if payload.is_eof():
+                self._stream.end()
+                self._payload = None
+            return
         self._body_parts.append(payload.read_nowait())
         if payload.total_bytes > BODY_AT_MOST_BYTES:
             self._take_body()
@@ -268,6 +307,10 @@ class _Connection(asyncio.Protocol):
 
     def _give_up_body(self) -> None:
         """What came is no body; `_next` says so."""
+        if self._stream is not None:
+            self._payload = None
+            self._stream.fail(Refused(Code.MALFORMED_REQUEST, "the body is cut short or garbled", "RFC 9112 §7.1"))
+            return
         self._take_body()
         self._is_busy = False
         self._site.request_ended()
@@ -275,6 +318,10 @@ class _Connection(asyncio.Protocol):
 
     def _end_as_gone(self) -> None:
         """The client left in the middle of its request."""
+        if self._stream is not None:
+            self._payload = None
+            self._stream.fail(ConnectionResetError("the client left in the middle of its request"))
+            return
         self._take_body()
         self._finish("unknown", "gone")
 
@@ -293,6 +340,7 @@ class _Connection(asyncio.Protocol):
             peer,
             self._request_id,
             datetime.now(UTC).replace(microsecond=0),
+            self._stream,
         )
         operation, outcome = "unknown", Code.INTERNAL.value
         try:
@@ -308,7 +356,51 @@ class _Connection(asyncio.Protocol):
             reply = self._site.write_refusal(
                 Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), self._request_id
             )
-        self._reply(operation, outcome, reply)
+        if reply.stream is not None:
+            await self._send_stream(operation, outcome, reply, reply.stream)
+        else:
+            # A body of any length that nobody took is not worth waiting for.
+            self._reply(operation, outcome, reply, is_last=self._stream is not None and not self._stream.is_whole)
+
+    async def _send_stream(
+        self, operation: str, outcome: str, reply: Reply, stream: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Send an answer as it comes into being; without the last chunk the client knows that it is not whole."""
+        message = self._message
+        assert message is not None
+        is_old = message.version < HttpVersion11
+        if not self._is_over:
+            self._transport.write(_write_response(reply, is_last=False, is_old=is_old))
+        try:
+            async for part in stream:
+                while not self._can_write and not self._is_over:
+                    self._writable = asyncio.get_running_loop().create_future()
+                    await self._writable
+                if self._is_over:
+                    outcome = "gone"
+                    break
+                self._transport.write(part if is_old else b"%x\r\n%b\r\n" % (len(part), part))
+        except Exception:  # noqa: BLE001  # as for every request
+            _log.exception("request failed", extra={"request_id": self._request_id, "operation": operation})
+            outcome = Code.INTERNAL.value
+        finally:
+            await stream.aclose()
+        is_whole = self._stream is None or self._stream.is_whole
+        is_last = is_old or not is_whole or message.should_close or self._site.draining or outcome != "ok"
+        self._finish(operation, outcome)
+        if self._is_over:
+            return
+        if outcome == "ok" and not is_old:
+            self._transport.write(b"0\r\n\r\n")
+        if is_last:
+            self.close()
+        elif self._waiting:
+            self._next()
+
+    def _wake_writer(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
     def _refuse(self, reason: Refused) -> None:
         """Refuse what has not come whole: nothing behind it can be a request."""
@@ -335,6 +427,7 @@ class _Connection(asyncio.Protocol):
     def _finish(self, operation: str, outcome: str) -> None:
         self._is_busy = False
         self._message = self._task = None
+        self._stream = self._payload = None
         self._site.request_ended()
         self._transport.request_ended()
         metrics.count_request(operation, outcome, time.perf_counter() - self._started)
@@ -362,7 +455,7 @@ _SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding")
 """Two of these would leave open which one was meant."""
 
 
-def _check_head(message: RawRequestMessage) -> None:
+def _check_head(message: RawRequestMessage, *, has_cap: bool) -> None:
     headers = message.headers
     for name in _SINGLE_HEADERS:
         if len(headers.getall(name, ())) > 1:
@@ -370,7 +463,7 @@ def _check_head(message: RawRequestMessage) -> None:
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
     # The parser has seen to it that it is a number.
-    if int(headers.get("Content-Length", "0")) > BODY_AT_MOST_BYTES:
+    if has_cap and int(headers.get("Content-Length", "0")) > BODY_AT_MOST_BYTES:
         raise _too_large()
 
 
@@ -400,7 +493,10 @@ def _write_response(reply: Reply, *, is_last: bool, is_old: bool = False, is_hea
     lines.extend([f"{name}: {value}" for name, value in reply.headers])
     if reply.content_type is not None:
         lines.append("Content-Type: " + reply.content_type)
-    if reply.status != HTTPStatus.NO_CONTENT:  # RFC 9110 §8.6
+    if reply.stream is not None:
+        if not is_old:
+            lines.append("Transfer-Encoding: chunked")  # RFC 9112 §7.1
+    elif reply.status != HTTPStatus.NO_CONTENT:  # RFC 9110 §8.6
         lines.append(f"Content-Length: {len(reply.body)}")
     if is_last and not is_old:
         lines.append("Connection: close")

@@ -6,7 +6,7 @@ CoAP, RFC 9148) is an adapter beside `estd.web` and not a fork of the protocol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -42,6 +42,22 @@ class Peer:
     """Lives as long as the connection; admission keeps validated paths here."""
 
 
+class Incoming(Protocol):
+    """A request's body that is still on its way, for operations that take one of any length."""
+
+    async def read(self) -> bytes:
+        """More of it; empty at its end, and when this server wants to stop.
+
+        Raises:
+            Refused: it does not come (REQUEST_TIMEOUT), or is no body.
+            ConnectionError: the client left.
+        """
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the end that `read` told was this server's wish."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One request. Header names are lower case; `body` is complete and within the size cap; `at` is aware UTC."""
@@ -53,13 +69,20 @@ class Exchange:
     peer: Peer
     request_id: str
     at: datetime
+    incoming: Incoming | None = None
+    """In place of `body`, where the protocol asked for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `headers` holds what the protocol adds; length, date and connection belong to the transport."""
+    """One answer. `headers` holds what the protocol adds; length, date and connection belong to the transport.
+
+    `stream`, if there is one, takes the place of `body`: the transport sends what it yields as fast as the client takes
+    it, and closes it whatever happens.
+    """
 
     status: int
     body: bytes = b""
     content_type: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    stream: AsyncGenerator[bytes, None] | None = None
