@@ -87,6 +87,22 @@ class Caller:
             body += self._tls.recv(16384)
         return Answer(int(first.split(" ")[1]), headers, body)
 
+    def wait_answered(self) -> bool:
+        """Until octets of an answer have arrived, which are not read; whether any did before the other end closed."""
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            raise TimeoutError("no answer came") from None
+
+    def receive_part(self) -> None:
+        """Read one octet of the answer."""
+        self._tls.recv(1)
+
+    def drop(self) -> None:
+        """Vanish: the other end gets a reset, and whatever was on its way is lost."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+
     def close(self) -> None:
         """Hang up."""
         try:
