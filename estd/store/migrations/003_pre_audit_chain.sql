@@ -42,3 +42,14 @@ CREATE TRIGGER chained AFTER INSERT ON event
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION link_events();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_link
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- Events from before there was a chain are bound by its first link.
+INSERT INTO audit_link (event_ids, previous, digest)
+SELECT array_agg(event_id ORDER BY event_id), '{}', sha256(string_agg(
+    sha256(convert_to(json_build_array(
+        event_id, (extract(epoch FROM at) * 1000000)::bigint, ecosystem_id, issuer_id, kind, outcome,
+        ecosystem, code, detail, identity, address, request_id, serial, extra
+    )::text, 'UTF8')), ''::bytea ORDER BY event_id
+))
+FROM event
+HAVING count(*) > 0;
