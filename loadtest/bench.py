@@ -1,225 +1,257 @@
 """`make bench`: what a certificate costs, as ratios against the bare cryptography of the same work, in one run.
 
-A quickstart server is started in a temporary directory. For each workload the CPU time of all its processes, PostgreSQL
-included, is read from the kernel before and after, and divided by the certificates issued. The floor, the bare
-cryptography of the same work (`loadtest/floor.py`), is measured in the same run. P-256 throughout.
+A quickstart server is started in a temporary directory, and beside it, where it is installed, Debian's cfssl with a
+PostgreSQL of its own (loadtest/cfssl.py). Rounds of all workloads alternate between the two. For each the CPU time of all
+processes of the server, PostgreSQL included, is read from the kernel before and after and divided by the certificates
+issued; the floor, the bare cryptography of the same work (loadtest/floor.py), is measured before and after each round.
+P-256 throughout. Every certificate is committed and flushed before it is answered.
+
+Without options: the table, in about five minutes; also as build/bench.json. The long parts:
+  --growth   how the cost grows with rows, connections and ecosystems; plots below docs/plots
+  --soak     memory over a long run
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import cfssl
 import fleet
 import floor
-from cryptography import x509
+import generator
+import report
+import rounds
+from ours import Server
+from report import tell
 
-PATH = "/.well-known/est/campus-north/simpleenroll"
-ROLES = ("worker", "signer", "postgres", "supervisor")
-
-
-@dataclass(slots=True)
-class Result:
-    """One workload. CPU in microseconds per certificate, by role."""
-
-    workload: str
-    certificates: int
-    failures: dict[str, int]
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: dict[str, float]
-    floor_us: float = 0.0
-    ratio: float = 0.0
+_FRESH, _RENEW, _KEPT, _SINGLE, _TRUST = (
+    "fresh simpleenroll",
+    "fresh simplereenroll",
+    "kept connection",
+    "kept, one at a time",
+    "cacerts",
+)
+_PEER_AT_BEST = 2
+"""Requests in flight at which cfssl does best: its database pool keeps that many connections and opens all others anew."""
 
 
-class Server:
-    """A quickstart server and the CPU clocks of its processes."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything in one round."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        log = (directory / "bench.log").open("wb")
-        self._process = subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "estd"),
-                "quickstart",
-                "--dir",
-                str(directory / "site"),
-                "--port",
-                "0",
-                "--ops-port",
-                "0",
-            ],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-        )
-        run = directory / "site" / "run.json"
-        deadline = time.monotonic() + 60
-        while not run.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit((directory / "bench.log").read_text()[-4000:])
-            time.sleep(0.1)
-        self.port = int(json.loads(run.read_text())["port"])
-        site = directory / "site"
-        self.trust = x509.load_pem_x509_certificate((site / "trust.pem").read_bytes())
-        self.maker = site / "bootstrap" / "campus-north" / "maker.pem"
-        self.maker_key = site / "bootstrap" / "campus-north" / "maker.key"
+    fresh: int
+    in_flight: int
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Where devices connect."""
-        return ("127.0.0.1", self.port)
-
-    def stop(self) -> None:
-        """Drain and wait."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-
-    def processes(self) -> dict[int, str]:
-        """Process id → role, for every process of the server."""
-        children: dict[int, list[int]] = {}
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = status.read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-        roles: dict[int, str] = {}
-        waiting = [self._process.pid]
-        postmaster = self.directory / "site"
-        waiting += [int(path.read_text().split("\n", 1)[0]) for path in postmaster.rglob("postmaster.pid")]
-        while waiting:
-            pid = waiting.pop()
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            if "estd.app.worker" in command:
-                roles[pid] = "worker"
-            elif "estd.signer" in command:
-                roles[pid] = "signer"
-            elif "postgres" in command:
-                roles[pid] = "postgres"
-            else:
-                roles[pid] = "supervisor"
-            waiting.extend(children.get(pid, ()))
-        return roles
-
-    def cpu_seconds(self) -> dict[tuple[str, int], float]:
-        """CPU seconds so far, by role and process, to the nanosecond (schedstat)."""
-        spent: dict[tuple[str, int], float] = {}
-        for pid, role in self.processes().items():
-            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                try:
-                    seconds = int(path.read_text().split()[0]) / 1e9
-                except OSError:
-                    continue
-                spent[role, pid] = spent.get((role, pid), 0.0) + seconds
-        return spent
-
-    def worker_rss_bytes(self) -> list[int]:
-        """Resident memory of each worker."""
-        sizes = []
-        for pid, role in self.processes().items():
-            if role == "worker":
-                match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-                assert match is not None
-                sizes.append(int(match[1]) * 1024)
-        return sizes
+    def kept_each(self) -> int:
+        """Requests on each kept connection."""
+        return max(1, 3 * self.fresh // self.in_flight)
 
 
-def run(server: Server, workload: str, devices: list[fleet.Device], threads: int, keep: bool) -> Result:
-    """One workload from start to end; the floor is filled in when all were measured."""
-    before = server.cpu_seconds()
-    tally, seconds = fleet.enroll_all(server.address, server.trust, PATH, devices, threads=threads, keep=keep)
-    after = server.cpu_seconds()
-    issued = max(1, tally.ok)
-    cpu = dict.fromkeys(ROLES, 0.0)
-    for (role, pid), total in after.items():  # a helper process that came and went in between is not in either
-        cpu[role] += (total - before.get((role, pid), 0.0)) / issued * 1e6
-    ordered = sorted(tally.seconds) or [0.0]
-    return Result(
-        workload=workload,
-        certificates=tally.ok,
-        failures=tally.failures,
-        rate=tally.ok / seconds,
-        p50_ms=statistics.median(ordered) * 1e3,
-        p99_ms=ordered[int(len(ordered) * 0.99) - 1] * 1e3,
-        cpu_us={role: round(value, 1) for role, value in cpu.items()},
-    )
+class Table:
+    """The main table: rounds as they come, rows at the end."""
 
+    def __init__(self, server: Server, peer: cfssl.Peer | None, sizes: Sizes) -> None:
+        self._server, self._peer, self._sizes = server, peer, sizes
+        self._ours: dict[str, list[rounds.Round]] = {}
+        self._theirs: dict[str, list[rounds.Round]] = {}
+        self._best: dict[str, list[rounds.Round]] = {}
+        self._groups: dict[str, dict[str, float]] = {}
+        self._commits: dict[str, float] = {}
 
-def measure_idle(server: Server, devices: list[fleet.Device], connections: int) -> tuple[int, float]:
-    """Largest worker at rest, in bytes; and bytes a worker grows per idle connection."""
-    rest = server.worker_rss_bytes()
-    held = [fleet.Connection(server.address, server.trust, devices[0]) for _ in range(connections)]
-    for connection in held:
-        connection.request("GET", "/.well-known/est/campus-north/cacerts")
-    grown = server.worker_rss_bytes()
-    for connection in held:
-        connection.close()
-    return max(rest), (sum(grown) - sum(rest)) / connections
+    def run_round(self, *, peer_first: bool, count_commits: bool) -> None:
+        """Every workload once. The floor of the round is told later, by `set_floor`."""
+        fresh = self._devices(self._sizes.fresh, 1)
+        kept = self._devices(self._sizes.in_flight, self._sizes.kept_each)
+        if peer_first:
+            self._run_peer()
+        first = self._run(_FRESH, self._post("simpleenroll", fresh), keep=False, count_commits=count_commits)
+        renewing = [
+            fleet.make_renewing(device, first.last[device.name]) for device in fresh if device.name in first.last
+        ]
+        self._run(_RENEW, self._post("simplereenroll", renewing), keep=False, count_commits=count_commits)
+        self._run(_KEPT, self._post("simpleenroll", kept), keep=True, count_commits=count_commits)
+        self._run(_SINGLE, self._post("simpleenroll", self._devices(1, 100)), keep=True, in_flight=1)
+        self._run(_TRUST, self._get_cacerts(2 * self._sizes.fresh), keep=False)
+        if not peer_first:
+            self._run_peer()
+
+    def set_floor(self, fresh_us: float, kept_us: float) -> None:
+        """The floor of the newest round, measured around it."""
+        for name, taken in self._ours.items():
+            taken[-1] = replace(taken[-1], floor_us=_floor_of(name, fresh_us, kept_us))
+
+    def write_rows(self) -> list[dict[str, Any]]:
+        """The rows of the table."""
+        rows = []
+        for name, taken in self._ours.items():
+            row = rounds.write_row(name, taken, [one.floor_us for one in taken])
+            groups = self._groups.get(name)
+            if groups is not None and groups["count"]:
+                row["group_size"] = round(groups["sum"] / groups["count"], 1)
+                row["groups"] = {size: count for size, count in groups.items() if size.startswith("le_")}
+            row["commits_per_certificate"] = self._commits.get(name)
+            if name in self._theirs:
+                row["peer"] = rounds.write_peer(cfssl.Peer.name, taken, self._theirs[name])
+                row["peer"]["at_best"] = rounds.write_peer(cfssl.Peer.name, taken, self._best[name])
+                row["peer"]["at_best"]["in_flight"] = _PEER_AT_BEST
+            rows.append(row)
+        return rows
+
+    def _run(
+        self,
+        name: str,
+        visits: Sequence[generator.Visit],
+        *,
+        keep: bool,
+        in_flight: int = 0,
+        count_commits: bool = False,
+    ) -> rounds.Round:
+        tell(name)
+        groups = self._server.group_sizes()
+        # Counted workloads follow one another, so only before the first somebody may still have to report.
+        commits = self._server.database.commits(settled=not self._commits) if count_commits else 0
+        taken = rounds.measure(self._server, visits, in_flight=in_flight or self._sizes.in_flight, keep=keep)
+        if count_commits:
+            self._commits[name] = round((self._server.database.commits(settled=True) - commits) / max(1, taken.ok), 3)
+        total = self._groups.setdefault(name, {})
+        for size, count in self._server.group_sizes().items():
+            total[size] = total.get(size, 0.0) + count - groups[size]
+        self._ours.setdefault(name, []).append(taken)
+        return taken
+
+    def _run_peer(self) -> None:
+        if self._peer is None:
+            return
+        for name, keep in ((_FRESH, False), (_KEPT, True)):
+            for in_flight, results in ((self._sizes.in_flight, self._theirs), (_PEER_AT_BEST, self._best)):
+                tell(f"cfssl: {name}, {in_flight} in flight")
+                if keep:
+                    devices = self._devices(in_flight, self._sizes.kept_each * self._sizes.in_flight // in_flight // 2)
+                else:
+                    devices = self._devices(self._sizes.fresh * 2 // 3, 1)
+                visits = self._peer.make_visits(devices)
+                taken = rounds.measure(self._peer, visits, in_flight=in_flight, keep=keep)
+                results.setdefault(name, []).append(taken)
+
+    def _devices(self, count: int, each: int) -> list[fleet.Device]:
+        return fleet.make_devices(self._server.maker, self._server.maker_key, count, each)
+
+    def _post(self, operation: str, devices: Sequence[fleet.Device]) -> list[generator.Visit]:
+        return generator.make_visits(self._server.address, self._server.path(operation), devices)
+
+    def _get_cacerts(self, count: int) -> list[generator.Visit]:
+        host = f"{self._server.address[0]}:{self._server.address[1]}".encode()
+        request = fleet.write_request("GET", self._server.path("cacerts"), host)
+        return [generator.Visit(None, (request,))] * count
 
 
 def main() -> int:
-    """Run, print, write ``build/bench.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--certificates", type=int, default=2000, help="certificates per workload (2000)")
-    parser.add_argument("--threads", type=int, default=48, help="requests in flight (48)")
-    parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
-    options = parser.parse_args()
+    """Run, print, write."""
+    options = _read_options()
+    if options.growth or options.soak:
+        import growth  # the table needs nothing of it
+
+        growth.run(options)
+        return 0
+    return run_table(options)
+
+
+def run_table(options: argparse.Namespace) -> int:
+    """The main table."""
+    sizes = Sizes(options.certificates, options.in_flight)
+    missing = "left out (--no-peer)" if options.no_peer else cfssl.why_not()
     with tempfile.TemporaryDirectory(prefix="estd-bench-") as name:
-        server = Server(Path(name))
+        directory = Path(name)
+        directory.chmod(0o755)  # the account that PostgreSQL runs under has to get through
+        tell("starting")
+        server = Server(directory)
+        peer = None
         try:
-            count = options.certificates
-            fresh = fleet.make_devices(server.maker, server.maker_key, count, 1)
-            kept = fleet.make_devices(server.maker, server.maker_key, options.threads, count // options.threads)
-            single = fleet.make_devices(server.maker, server.maker_key, 1, 200)
-            warm = fleet.make_devices(server.maker, server.maker_key, 50, 2)
-            fleet.enroll_all(server.address, server.trust, PATH, warm, threads=8, keep=False)
-            rest_bytes, idle_bytes = measure_idle(server, single, options.connections)
-            # A shared machine has moods: the floor is measured before, between and after the workloads.
-            floors = [floor.measure()]
-            results = []
-            for workload, devices, threads, keep in (
-                ("fresh simpleenroll", fresh, options.threads, False),
-                ("kept connection", kept, options.threads, True),
-                ("kept, one at a time", single, 1, True),
-            ):
-                results.append(run(server, workload, devices, threads, keep))
-                floors.append(floor.measure())
+            if missing is None:
+                peer = cfssl.Peer(directory / "peer", server.maker)
+            memory = measure_memory(server, options.connections)
+            table = Table(server, peer, sizes)
+            floors = [_measure_floor()]
+            for number in range(options.rounds):
+                table.run_round(peer_first=number % 2 == 1, count_commits=number == options.rounds - 1)
+                floors.append(_measure_floor())
+                table.set_floor(*(statistics.mean(pair) for pair in zip(*floors[-2:], strict=True)))
         finally:
+            if peer is not None:
+                peer.stop()
             server.stop()
-    fresh_floor, kept_floor = (statistics.mean(one[kind] for one in floors) for kind in (0, 1))
-    for result in results:
-        result.floor_us = round(fresh_floor if result.workload.startswith("fresh") else kept_floor, 1)
-        result.ratio = round(sum(result.cpu_us.values()) / result.floor_us, 2)
-        roles = "  ".join(f"{role} {value:.0f}" for role, value in result.cpu_us.items())
-        print(
-            f"{result.workload:22} {result.certificates:6} certificates  {result.rate:7.0f}/s  "
-            f"p50 {result.p50_ms:6.1f} ms  p99 {result.p99_ms:6.1f} ms  CPU µs: {roles}  "
-            f"floor {result.floor_us:.0f}  ratio {result.ratio:.2f}  failures {result.failures or 'none'}"
-        )
-    print(f"worker at rest {rest_bytes / 2**20:.0f} MiB, {idle_bytes / 1024:.1f} KiB per idle connection")
-    target = Path("build")
-    target.mkdir(exist_ok=True)
-    report = {
-        "workloads": [asdict(result) for result in results],
-        "worker_rest_bytes": rest_bytes,
-        "idle_connection_bytes": idle_bytes,
-    }
-    (target / "bench.json").write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if any(result.failures for result in results) else 0
+    rows = table.write_rows()
+    report.write_json("bench.json", rows)
+    report.write_json("bench-machine.json", {**report.describe_machine(), **memory, "peer": missing or cfssl.version()})
+    tell("")
+    print(json.dumps(rows, indent=2) if options.json else report.write_text(rows, memory, missing))
+    broken = [
+        row["workload"]
+        for row in rows
+        if row["failures"] or (row["workload"] != _TRUST and row["rows"] != row["certificates"])
+    ]
+    return 1 if broken else 0
+
+
+def measure_memory(server: Server, connections: int) -> dict[str, float]:
+    """Resident bytes of the largest worker at rest, and what an idle connection adds."""
+    maker = (server.maker, server.maker_key)
+    device = fleet.make_devices(*maker, 1, 1)[0]
+    warm = generator.make_visits(server.address, server.path("simpleenroll"), fleet.make_devices(*maker, 50, 2))
+    generator.send_all(server.address, server.trust, warm, in_flight=8, keep=False)
+    rest = server.worker_rss()
+    held = [fleet.Connection(server.address, server.trust, device) for _ in range(connections)]
+    for connection in held:
+        connection.request("GET", server.path("cacerts"))
+    grown = sum(server.worker_rss()) - sum(rest)
+    for connection in held:
+        connection.close()
+    return {"worker_rest_bytes": max(rest), "idle_connection_bytes": grown / max(1, connections)}
+
+
+# --- private -------------------------------------------------------------------------------------------------------
+
+
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload (5)")
+    parser.add_argument(
+        "--certificates", type=int, default=600, help="fresh certificates a round; kept three times as many (600)"
+    )
+    parser.add_argument("--in-flight", type=int, default=48, help="requests in flight (48)")
+    parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
+    parser.add_argument("--no-peer", action="store_true", help="without cfssl")
+    parser.add_argument("--json", action="store_true", help="print build/bench.json instead of the table")
+    long = parser.add_argument_group("long parts")
+    long.add_argument("--growth", action="store_true", help="cost by rows, connections and ecosystems")
+    long.add_argument("--only", choices=("rows", "connections", "ecosystems"), help="one part of --growth")
+    long.add_argument("--rows", default="0,1000000,10000000", help="rows in the table (0,1000000,10000000)")
+    long.add_argument("--soak", action="store_true", help="memory over a run of --minutes")
+    long.add_argument("--minutes", type=float, default=10.0, help="length of --soak (10)")
+    long.add_argument("--plots", type=Path, default=Path("docs/plots"), help="where plots go (docs/plots)")
+    return parser.parse_args()
+
+
+def _measure_floor() -> tuple[float, float]:
+    tell("bare cryptography")
+    return floor.measure()
+
+
+def _floor_of(name: str, fresh_us: float, kept_us: float) -> float | None:
+    if name == _TRUST:
+        return None  # nothing is issued
+    return fresh_us if name.startswith("fresh") else kept_us
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Prepared devices for load: keys, birth certificates and CSRs made before the clock runs, and a lean EST client.
+"""Prepared devices for load: keys, birth certificates and CSRs made before the clock runs, and a plain HTTPS client.
 
-The client is blocking pyOpenSSL in threads: it costs about as much CPU as a C client, and releases the interpreter during
-cryptography, so that a measured run is about the server.
+`loadtest/generator.py` sends what is made here to a server under measurement; `Connection` is for whoever wants one
+exchange after the other.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import os
+import re
 import socket
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
@@ -34,24 +33,8 @@ class Device:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
     bodies: tuple[bytes, ...]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came back."""
-
-    ok: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    certificates: list[bytes] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Take over another tally."""
-        self.ok += other.ok
-        for reason, count in other.failures.items():
-            self.failures[reason] = self.failures.get(reason, 0) + count
-        self.seconds.extend(other.seconds)
-        self.certificates.extend(other.certificates)
+    next_key: ec.EllipticCurvePrivateKey
+    """The key in the first of these requests: whoever sends it can use the certificate it gets."""
 
 
 def make_devices(maker_certificate: Path, maker_key: Path, count: int, requests_each: int) -> list[Device]:
@@ -100,15 +83,21 @@ def make_device(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
-    bodies = []
-    for _ in range(requests_each):
-        csr = (
-            x509.CertificateSigningRequestBuilder()
-            .subject_name(subject)
-            .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-        )
-        bodies.append(base64.b64encode(csr.public_bytes(serialization.Encoding.DER)))
-    return Device(name, certificate, key, tuple(bodies))
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(requests_each)]
+    return Device(name, certificate, key, tuple(make_body(subject, one) for one in keys), (keys or [key])[0])
+
+
+def make_body(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A base64 PKCS #10 request for that key."""
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return base64.b64encode(csr.public_bytes(serialization.Encoding.DER))
+
+
+def make_renewing(device: Device, answer: bytes) -> Device:
+    """The same device with the certificate that answered its first request, and a request to renew that."""
+    issued = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer))[0]
+    key = ec.generate_private_key(ec.SECP256R1())
+    return Device(f"{device.name}'", issued, device.next_key, (make_body(issued.subject, key),), key)
 
 
 def read_body(body: bytes) -> bytes:
@@ -133,101 +122,68 @@ def make_context(trust: x509.Certificate, device: Device | None) -> SSL.Context:
     return context
 
 
+def forget_contexts() -> None:
+    """Let go of what `make_context` kept."""
+    _CONTEXTS.clear()
+
+
 _CONTEXTS: dict[tuple[x509.Certificate, str | None], SSL.Context] = {}
+
+
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)")
+
+
+def write_request(
+    method: str, path: str, host: bytes, body: bytes = b"", *, kind: bytes = b"application/pkcs10", headers: bytes = b""
+) -> bytes:
+    """A request as octets."""
+    head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s" % (method.encode(), path.encode(), host, headers)
+    if body:
+        head += b"Content-Type: %s\r\nContent-Length: %d\r\n" % (kind, len(body))
+    return head + b"\r\n" + body
+
+
+def read_answer(received: bytes) -> tuple[int, bytes] | None:
+    """Status and body of an answer; None while it is not complete."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    found = _LENGTH.search(head)
+    if found is None:
+        raise ValueError("an answer without Content-Length")
+    length = int(found[1])
+    return (int(head.split(b" ", 2)[1]), body) if len(body) >= length else None
 
 
 class Connection:
     """One TLS connection of one device."""
 
     def __init__(self, address: tuple[str, int], trust: x509.Certificate, device: Device | None) -> None:
-        self._socket = socket.create_connection(address, timeout=30)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = socket.create_connection(address, timeout=30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # pyOpenSSL wants a blocking socket without a Python timeout; the kernel's own timeout takes its place.
-        self._socket.settimeout(None)
-        self._tls = SSL.Connection(make_context(trust, device), self._socket)
-        self._tls.set_connect_state()
-        self._tls.do_handshake()
+        self.socket.settimeout(None)
+        self.tls = SSL.Connection(make_context(trust, device), self.socket)
+        self.tls.set_connect_state()
+        self.tls.do_handshake()
         self._host = f"{address[0]}:{address[1]}".encode()
 
     def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> tuple[int, bytes]:
         """Status and body of one exchange."""
-        head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s" % (method.encode(), path.encode(), self._host, headers)
-        if body:
-            head += b"Content-Type: application/pkcs10\r\nContent-Length: %d\r\n" % len(body)
-        self._tls.sendall(head + b"\r\n" + body)
+        return self.exchange(write_request(method, path, self._host, body, headers=headers))
+
+    def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """The same for a request that is written already."""
+        self.tls.sendall(request)
         received = b""
-        while b"\r\n\r\n" not in received:
-            received += self._tls.recv(16384)
-        head, _, rest = received.partition(b"\r\n\r\n")
-        length = 0
-        for line in head.split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-        while len(rest) < length:
-            rest += self._tls.recv(16384)
-        return int(head.split(b" ", 2)[1]), rest
+        while (answer := read_answer(received)) is None:
+            received += self.tls.recv(16384)
+        return answer
 
     def close(self) -> None:
         """Say goodbye and close."""
         try:
-            self._tls.shutdown()
+            self.tls.shutdown()
         except SSL.Error:
             pass  # the server closed first
-        self._socket.close()
-
-
-def enroll_all(
-    address: tuple[str, int],
-    trust: x509.Certificate,
-    path: str,
-    devices: Sequence[Device],
-    *,
-    threads: int,
-    keep: bool,
-) -> tuple[Tally, float]:
-    """Send every body of every device once; a new connection for each request unless `keep`. Tally and wall seconds."""
-    queue = list(devices)
-    for device in devices:
-        make_context(trust, device)
-    lock = threading.Lock()
-    total = Tally()
-
-    def work() -> None:
-        mine = Tally()
-        while True:
-            with lock:
-                if not queue:
-                    total.add(mine)
-                    return
-                device = queue.pop()
-            connection: Connection | None = None
-            for body in device.bodies:
-                started = time.perf_counter()
-                try:
-                    if connection is None:
-                        connection = Connection(address, trust, device)
-                    status, answer = connection.request("POST", path, body)
-                except (SSL.Error, OSError) as error:
-                    mine.failures[type(error).__name__] = mine.failures.get(type(error).__name__, 0) + 1
-                    connection = None
-                    continue
-                mine.seconds.append(time.perf_counter() - started)
-                if status == 200:
-                    mine.ok += 1
-                    mine.certificates.append(answer)
-                else:
-                    mine.failures[str(status)] = mine.failures.get(str(status), 0) + 1
-                if not keep:
-                    connection.close()
-                    connection = None
-            if connection is not None:
-                connection.close()
-
-    started = time.perf_counter()
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return total, time.perf_counter() - started
+        self.socket.close()
