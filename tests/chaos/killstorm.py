@@ -15,8 +15,8 @@ journal was flushed, so between journal and signature or between signature and d
 has recovered from the kill before). At the end every device has to have its certificate, and a checker that shares no
 code with the server compares what the devices hold with the database and the signers' journals.
 
-  killstorm.py --kills 100
-  killstorm.py --kills 2000 --json killstorm.json
+  python tests/chaos/killstorm.py --kills 100
+  python tests/chaos/killstorm.py --kills 2000 --json killstorm.json
 
 Needs no privileges, about two cores and 5 to 20 seconds for ten kills. Stops by itself, leaves nothing behind unless a
 claim fails.
@@ -32,14 +32,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
+from claims import Report, describe_seconds, make_parser, perform
 from insist import Crowd
 from ledger import check
-from report import Report, describe_seconds, make_parser, perform
 from stage import Process, Role, Stage
 
 Moment = Literal["random", "flush", "recovery"]
 
-VICTIMS: Final[dict[Role, int]] = {"worker": 34, "signer": 34, "backend": 20, "postmaster": 6, "supervisor": 6}
+VICTIMS: Final[dict[Role, int]] = {"worker": 40, "signer": 40, "backend": 14, "postmaster": 3, "supervisor": 3}
 """How often each is chosen, of a hundred: the cheap ones often, so that a storm is dense."""
 MOMENTS: Final[dict[Moment, int]] = {"random": 45, "flush": 35, "recovery": 20}
 RESTART_SECONDS: Final = 0.1

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+from claims import Report
 from cryptography import x509
-from report import Report
 from stage import ESTD, Stage
 
 from estd.signer.blocks import read_entries

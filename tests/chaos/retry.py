@@ -10,8 +10,8 @@ Then the device connects anew and sends the same request until it has its certif
 tool keeps a copy that the device does not see, and compares. At the end a checker that shares no code with the server
 counts what is on record: one certificate for each request, journaled and delivered byte for byte.
 
-  retry.py --n 1000
-  retry.py --n 20000 --json retry.json
+  python tests/chaos/retry.py --n 1000
+  python tests/chaos/retry.py --n 20000 --json retry.json
 
 Needs no privileges and about two cores; a hundred requests a second or more. Stops by itself, leaves nothing behind
 unless a claim fails.
@@ -27,10 +27,10 @@ import time
 from collections import Counter
 from typing import Final, Literal
 
+from claims import Report, describe_seconds, make_parser, perform
 from insist import Answer, Caller, make_context, read_csr_sha256
 from ledger import check
 from OpenSSL import SSL
-from report import Report, describe_seconds, make_parser, perform
 from stage import Stage, fleet
 
 Loss = Literal["answered", "broken", "unread", "copied"]
