@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import socket
 import sys
@@ -25,7 +27,7 @@ from typing import Any
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from factory import CLIENT_AUTH, KEK, Party, make_csr, make_device, make_maker, make_name, make_rules
+from factory import CLIENT_AUTH, CMC_RA, KEK, Party, make_csr, make_device, make_maker, make_name, make_rules
 from postgres_fixture import Database
 from store_values import make_event, make_intent, make_issued
 
@@ -33,9 +35,10 @@ from estd.app.apply import apply_document
 from estd.app.signers import SignerControl
 from estd.asn1 import der
 from estd.ca.authority import read_authority
-from estd.est.operations import ROOT, Est
+from estd.est.operations import OWN_ROOT, ROOT, Est
 from estd.keys.software import unseal
 from estd.ra.admission import Admission, hash_secret
+from estd.ra.bulk import Bulk
 from estd.ra.codes import generate_code
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
@@ -112,14 +115,15 @@ class World:
         headers: dict[str, str] | None = None,
     ) -> tuple[str, str, Reply]:
         """What `Est` answers to a request as the web floor would hand it in."""
-        posting = operation.startswith("simple")
+        posting = operation.startswith("simple") or operation == "batch"
         if path is None:
-            path = f"{ROOT}{'' if label is None else label + '/'}{operation}"
+            root = OWN_ROOT if operation == "batch" else ROOT
+            path = f"{root}{'' if label is None else label + '/'}{operation}"
         fields = dict(headers or {})
         if caller.authorization is not None:
             fields["authorization"] = caller.authorization
         if posting:
-            fields.setdefault("content-type", "application/pkcs10")
+            fields.setdefault("content-type", "text/csv" if operation == "batch" else "application/pkcs10")
             body = base64.b64encode(caller.csr()) if body is None else body
         exchange = Exchange(
             method=method or ("POST" if posting else "GET"),
@@ -130,7 +134,10 @@ class World:
             request_id=f"request-{self.next_number()}",
             at=now(),
         )
-        return await self.est.answer(exchange)
+        operation, outcome, reply = await self.est.answer(exchange)
+        if reply.stream is not None:
+            reply = dataclasses.replace(reply, body=b"".join([part async for part in reply.stream]), stream=None)
+        return operation, outcome, reply
 
     async def mark(self) -> tuple[int, int, int]:
         """Where the database stands, for `since`."""
@@ -162,6 +169,10 @@ class World:
         name = name or self.new_name()
         options.setdefault("starts", now() - timedelta(hours=1))
         return Caller(name, (make_device(self.makers[label], name, **options).der,))
+
+    async def authority(self, label: str) -> Caller:
+        """A registration authority of that ecosystem."""
+        return await self.recorded(label, "authority", eku=[CLIENT_AUTH, CMC_RA])
 
     async def enrolled(self, label: str, profile: str = "device") -> Caller:
         """A device that went through the front door of that ecosystem, and has the certificate it was given there."""
@@ -242,8 +253,12 @@ def basic(user: str, secret: str) -> str:
 
 def read_certificate(answer: tuple[str, str, Reply]) -> bytes:
     """The one certificate of a granted enrollment (DER)."""
-    _, outcome, reply = answer
+    operation, outcome, reply = answer
     assert (outcome, reply.status) == ("ok", 200), reply.body
+    if operation == "batch":
+        line, end = reply.body.splitlines()
+        assert json.loads(end)["end"] == "complete", end
+        return base64.b64decode(json.loads(line)["certificate"])
     (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(reply.body))
     return certificate.public_bytes(Encoding.DER)
 
@@ -276,13 +291,16 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
         trail.start()
         stack.push_async_callback(trail.stop)
         tolerances: Counter[tuple[str, str]] = Counter()
+        enrollment = Enrollment(store, signers, now, lambda _what, _value: None)
+        bulk = Bulk(store, signers, enrollment, trail, now, lambda _what, _value: None)
         est = Est(
             Directory(found, [], HOME),
             Admission(store),
-            Enrollment(store, signers, now, lambda _what, _value: None),
+            enrollment,
             trail,
             lambda ecosystem, tolerance: tolerances.update([(ecosystem, tolerance)]),
             Quotas(time.monotonic, lambda _ecosystem, _limit: None),
+            bulk,
         )
         connection = await stack.enter_async_context(database.session())
         yield World(store, connection, signers, est, makers, records, tolerances)

@@ -133,7 +133,12 @@ issuer = "devices"
 enroll = ["anchor:maker", "code"]
 keys = ["ec-p256"]
 validity = "90d"
+registration_authorities = ["issued:authority"]
 {profile}
+[profile.authority]
+issuer = "devices"
+enroll = ["code"]
+extended_key_usage = ["clientAuth", "cmcRA"]
 [profile.gateway]
 label = "{label}-gateways"
 issuer = "devices"
@@ -179,5 +184,6 @@ def make_peer(*certificates: bytes) -> Peer:
     return Peer("192.0.2.7", certificates)
 
 
+CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH

@@ -1,4 +1,4 @@
-"""The EST operations (RFC 7030 §4.1, §4.2, §4.5) and the one table that drives dispatch and authorization.
+"""The EST operations (RFC 7030 §4.1, §4.2, §4.5), one of estd's own, and the one table that drives it all.
 
 `ROUTES` is the whole of it: an operation that is not in the table does not exist, one without a declared access cannot be
 written down, and what is not public is handed an `Admitted` or is not called at all. The deny matrix in
@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from estd.audit import Event
@@ -18,7 +19,9 @@ from estd.ca.profile import Profile
 from estd.ca.wanted import decide_wanted
 from estd.errors import Code, Refused, Unavailable
 from estd.est import messages
+from estd.est.batch import Batches
 from estd.ra.admission import Admission, Admitted, Purpose, read_user
+from estd.ra.bulk import Bulk
 from estd.ra.directory import Directory, Place
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas, TurnedAway
@@ -30,6 +33,8 @@ from estd.wire.exchange import Exchange, Reply
 from estd.wire.pkcs10 import CertificationRequest, read_request
 
 ROOT: Final = "/.well-known/est/"
+OWN_ROOT: Final = "/estd/"
+"""Below it lies what estd adds. The names below `ROOT` belong to RFC 7030 and to those that extend it (RFC 8615 §3)."""
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}\Z")
 
 
@@ -49,12 +54,18 @@ class Guarded:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed(Guarded):
+    """As `Guarded`; the handler takes the body as it comes, and may answer before its end."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One operation: how it is called, who may call it and what carries it out."""
 
     operation: str
     method: str
     access: Public | Guarded
+    root: str = ROOT
 
 
 class Est:
@@ -68,6 +79,7 @@ class Est:
         trail: Trail,
         count_tolerance: Callable[[str, str], None],
         quotas: Quotas,
+        bulk: Bulk,
     ) -> None:
         self.directory = directory
         self._admission = admission
@@ -75,6 +87,7 @@ class Est:
         self._trail = trail
         self._count_tolerance = count_tolerance
         self._quotas = quotas
+        self._batches = Batches(bulk)
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
         """Operation and outcome (for metrics) and the answer; what is raised is a fault of ours."""
@@ -142,6 +155,19 @@ class Est:
         order = decide_order(admitted, request, exchange)
         return messages.write_certificate(await self._enrollment.enroll(order))
 
+    async def batch(self, exchange: Exchange, admitted: Admitted) -> Reply:
+        """RFC 7030 §3.7: certificates for many devices, asked for by a registration authority; see `estd.est.batch`."""
+        label, _ = _find_route(exchange)
+
+        async def readmit() -> Admitted:
+            directory = self.directory
+            at = datetime.now(UTC).replace(microsecond=0)
+            return await self._admission.admit(
+                directory, directory.find_place(label), Purpose.BATCH, exchange.peer, None, at
+            )
+
+        return self._batches.answer(exchange, admitted, readmit)
+
     async def _record_refusal(
         self, exchange: Exchange, operation: str, label: str | None, reason: Refused | Unavailable
     ) -> None:
@@ -171,23 +197,34 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("csrattrs", "GET", Public(Est.csrattrs)),
     Route("simpleenroll", "POST", Guarded(Purpose.ENROLL, Est.enroll)),
     Route("simplereenroll", "POST", Guarded(Purpose.REENROLL, Est.enroll)),
+    Route("batch", "POST", Streamed(Purpose.BATCH, Est.batch), OWN_ROOT),
 )
-_BY_OPERATION: Final[Mapping[str, Route]] = {route.operation: route for route in ROUTES}
+_BY_PLACE: Final[Mapping[tuple[str, str], Route]] = {(route.root, route.operation): route for route in ROUTES}
 _ALLOW: Final = {"GET": "GET, HEAD", "POST": "POST"}
 """The Allow header of a resource that is asked for by that method."""
 _CODE_SHAPE: Final = re.compile(r"(?:[0-9a-z]{5}-){3}[0-9a-z]{5}\Z", re.IGNORECASE)
 """How `estd.ra.codes` writes enrollment codes."""
 
 
+def takes_stream(method: str, path: str) -> bool:
+    """Whether a request is for an operation that takes its body as it comes; asked before anything else is known."""
+    if not path.startswith(OWN_ROOT):
+        return False
+    route = _BY_PLACE.get((OWN_ROOT, path.rstrip("/").rpartition("/")[2]))
+    return route is not None and route.method == method and isinstance(route.access, Streamed)
+
+
 def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
     """RFC 7030 §3.2.2: the root, at most one label, the operation. Nothing is decoded, folded or collapsed."""
-    if not exchange.path.startswith(ROOT):
+    path = exchange.path
+    root = ROOT if path.startswith(ROOT) else OWN_ROOT
+    if not path.startswith(root):
         raise Refused(Code.PATH_UNKNOWN, f"EST lives below {ROOT}", "RFC 7030 §3.2.2")
-    segments = exchange.path[len(ROOT) :].split("/")
+    segments = path[len(root) :].split("/")
     if segments[-1] == "" and len(segments) > 1:
         segments.pop()  # some clients end the path with a slash
     label = segments[0] if len(segments) == 2 else None
-    route = _BY_OPERATION.get(segments[-1])
+    route = _BY_PLACE.get((root, segments[-1]))
     if len(segments) > 2 or route is None or (label is not None and not _LABEL.match(label)):
         raise Refused(Code.PATH_UNKNOWN, "no such EST operation here", "RFC 7030 §3.2.2")
     return label, route

@@ -32,20 +32,20 @@ from est_world import (
     open_world,
     read_certificate,
 )
-from factory import SERVER_AUTH, make_device, make_key, make_maker, make_name
+from factory import CLIENT_AUTH, CMC_RA, SERVER_AUTH, make_device, make_key, make_maker, make_name
 from postgres_fixture import PostgresServer
 
 from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Unavailable
 from estd.est.messages import STATUS, write_binding
-from estd.est.operations import ROOT, ROUTES, Guarded, Public, Route
+from estd.est.operations import OWN_ROOT, ROOT, ROUTES, Guarded, Public, Route, Streamed, takes_stream
 from estd.ra import admission, paths
 from estd.ra.admission import Purpose
 from estd.wire.exchange import Peer, Reply
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ENROLL, REENROLL = "simpleenroll", "simplereenroll"
+ENROLL, REENROLL, BATCH = "simpleenroll", "simplereenroll", "batch"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -75,9 +75,10 @@ async def test_the_operations_are_these() -> None:
         ("csrattrs", "GET", Public),
         (ENROLL, "POST", Guarded),
         (REENROLL, "POST", Guarded),
+        (BATCH, "POST", Streamed),
     ]
     purposes = {route.operation: route.access.purpose for route in ROUTES if isinstance(route.access, Guarded)}
-    assert purposes == {ENROLL: Purpose.ENROLL, REENROLL: Purpose.REENROLL}
+    assert purposes == {ENROLL: Purpose.ENROLL, REENROLL: Purpose.REENROLL, BATCH: Purpose.BATCH}
     for reasons in REFUSED.values():
         assert set(reasons) == set(purposes)
 
@@ -222,6 +223,59 @@ async def our_issuer_itself(world: World) -> Caller:
 
 
 @caller
+async def authority(world: World) -> Caller:
+    return await world.authority(HOME)
+
+
+@caller
+async def authority_of_neighbour(world: World) -> Caller:
+    return await world.authority(NEIGHBOUR)
+
+
+@caller
+async def authority_of_neighbour_in_good_company(world: World) -> Caller:
+    party, issuer = await world.authority(NEIGHBOUR), world.issuer(HOME).certificate
+    return Caller(party.name, (*party.certificates, issuer))
+
+
+@caller
+async def authority_revoked(world: World) -> Caller:
+    party = await world.authority(HOME)
+    await world.revoke(party)
+    return party
+
+
+@caller
+async def authority_expired(world: World) -> Caller:
+    window = {"starts": now() - timedelta(hours=1), "ends": now() - timedelta(seconds=5)}
+    return await world.recorded(HOME, "authority", eku=[CLIENT_AUTH, CMC_RA], **window)
+
+
+@caller
+async def authority_without_the_purpose(world: World) -> Caller:
+    """Issued under the profile that the rules name, but its certificate does not say what it is for."""
+    return await world.recorded(HOME, "authority")
+
+
+@caller
+async def device_with_the_purpose(world: World) -> Caller:
+    """Issued under another profile than the rules name; the purpose alone is worth nothing."""
+    return await world.recorded(HOME, eku=[CLIENT_AUTH, CMC_RA])
+
+
+@caller
+async def idevid_with_the_purpose(world: World) -> Caller:
+    return world.born(HOME, eku=[CLIENT_AUTH, CMC_RA])
+
+
+@caller
+async def stranger_with_the_purpose(world: World) -> Caller:
+    name, maker = world.new_name(), make_maker("Line", starts=now() - timedelta(days=1))
+    leaf = make_device(maker, name, starts=now() - timedelta(hours=1), eku=[CLIENT_AUTH, CMC_RA])
+    return Caller(name, (leaf.der, maker.der))
+
+
+@caller
 async def code(world: World) -> Caller:
     return await world.coded(HOME)
 
@@ -302,6 +356,12 @@ ALLOWED = {
     ("code_of_neighbour", ENROLL, NEIGHBOUR),
     ("code_of_neighbours_namesake", ENROLL, NEIGHBOUR),
     ("code_beside_neighbours_idevid", ENROLL, HOME),
+    ("device_with_the_purpose", ENROLL, PROFILE),
+    ("device_with_the_purpose", REENROLL, HOME),
+    ("idevid_with_the_purpose", ENROLL, HOME),
+    ("authority", BATCH, HOME),
+    ("authority_of_neighbour", BATCH, NEIGHBOUR),
+    ("authority_of_neighbour_in_good_company", BATCH, NEIGHBOUR),
 }
 """A code says who asks, whatever certificate its connection carries (RFC 7030 §3.2.3)."""
 
@@ -313,10 +373,16 @@ _YES = None
 
 def _row(*six: Code | None) -> dict[str, tuple[Code | None, ...]]:
     assert len(six) == 6
-    return {ENROLL: six[:3], REENROLL: six[3:]}
+    # Who may renew at most is no registration authority; whatever else speaks against a certificate speaks here too.
+    return {ENROLL: six[:3], REENROLL: six[3:], BATCH: tuple(_ROLE if code is None else code for code in six[3:])}
 
 
-# At the ecosystem, its profile's label and the neighbour's: first to enroll, then to renew.
+def _authority(*nine: Code | None) -> dict[str, tuple[Code | None, ...]]:
+    assert len(nine) == 9
+    return {ENROLL: nine[:3], REENROLL: nine[3:6], BATCH: nine[6:]}
+
+
+# At the ecosystem, its profile's label and the neighbour's: first to enroll, then to renew, then for a batch.
 REFUSED: dict[str, dict[str, tuple[Code | None, ...]]] = {
     "nobody": _row(*[_MISSING] * 6),
     "stranger": _row(*[_UNTRUSTED] * 6),
@@ -339,6 +405,17 @@ REFUSED: dict[str, dict[str, tuple[Code | None, ...]]] = {
     "maker_itself": _row(*[_UNFIT] * 6),
     "ca_of_a_maker": _row(*[_UNFIT] * 6),
     "our_issuer_itself": _row(*[_UNFIT] * 6),
+    "authority": _authority(_ROLE, _ROLE, _UNTRUSTED, _ROLE, _ROLE, _UNTRUSTED, _YES, _ROLE, _UNTRUSTED),
+    "authority_of_neighbour": _authority(*[_UNTRUSTED, _UNTRUSTED, _ROLE] * 2, _UNTRUSTED, _UNTRUSTED, _YES),
+    "authority_of_neighbour_in_good_company": _authority(
+        *[_UNTRUSTED, _UNTRUSTED, _ROLE] * 2, _UNTRUSTED, _UNTRUSTED, _YES
+    ),
+    "authority_revoked": _authority(*[_REVOKED, _REVOKED, _UNTRUSTED] * 3),
+    "authority_expired": _authority(*[_EXPIRED, _EXPIRED, _UNTRUSTED] * 3),
+    "authority_without_the_purpose": _authority(*[_ROLE, _ROLE, _UNTRUSTED] * 3),
+    "device_with_the_purpose": _row(_ROLE, _YES, _UNTRUSTED, _YES, _ROLE, _UNTRUSTED),
+    "idevid_with_the_purpose": _row(_YES, _ROLE, _UNTRUSTED, _ROLE, _ROLE, _UNTRUSTED),
+    "stranger_with_the_purpose": _row(*[_UNTRUSTED] * 6),
     "code": _row(_YES, _ROLE, _INVALID, *[_MISSING] * 3),
     "code_wrong": _row(_INVALID, _INVALID, _INVALID, *[_MISSING] * 3),
     "code_of_another_device": _row(_INVALID, _INVALID, _INVALID, *[_MISSING] * 3),
@@ -365,7 +442,7 @@ async def test_the_tables_agree_on_what_is_allowed() -> None:
     cells = {
         (who, operation, label)
         for who in CALLERS
-        for operation in (ENROLL, REENROLL)
+        for operation in (ENROLL, REENROLL, BATCH)
         for label in (HOME, PROFILE, NEIGHBOUR)
         if expected_refusal(who, operation, label) is None
     }
@@ -444,6 +521,25 @@ def check_granted(world: World, trace: Any, answer: tuple[str, str, Reply], call
     assert certificate.subject == make_name(caller.name)
     with pytest.raises(x509.ExtensionNotFound):
         certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+
+
+async def test_only_streamed_operations_take_a_body_of_any_length() -> None:
+    for route in ROUTES:
+        for method in ("GET", "POST", "PUT"):
+            path = f"{route.root}{HOME}/{route.operation}"
+            expected = isinstance(route.access, Streamed) and method == route.method
+            assert takes_stream(method, path) is takes_stream(method, f"{path}/") is expected, (method, path)
+    assert not takes_stream("POST", f"{ROOT}{HOME}/{BATCH}")
+    assert not takes_stream("POST", f"{OWN_ROOT}{HOME}/{ENROLL}")
+
+
+async def test_what_estd_adds_is_not_below_the_root_of_the_standard(world: World) -> None:
+    party = await authority(world)
+    for path in (f"{ROOT}{HOME}/{BATCH}", f"{OWN_ROOT}{HOME}/{ENROLL}", f"{OWN_ROOT}x/{HOME}/{BATCH}", "/batch"):
+        mark = await world.mark()
+        _, outcome, reply = await world.ask(BATCH, HOME, party, path=path)
+        assert (outcome, reply.status) == (Code.PATH_UNKNOWN.value, 404), path
+        assert (await world.since(mark)).intents == 0
 
 
 async def test_without_a_default_ecosystem_a_path_without_label_leads_nowhere(world: World) -> None:
@@ -667,7 +763,7 @@ METHODS += ["get", "post", "Get"]
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
 async def test_methods(world: World, route: Route, method: str) -> None:
-    device = await (own(world) if route.operation == REENROLL else idevid(world))
+    device = await {REENROLL: own, BATCH: authority}.get(route.operation, idevid)(world)
     mark = await world.mark()
     _, outcome, reply = await world.ask(route.operation, HOME, device, method=method)
     trace = await world.since(mark)
