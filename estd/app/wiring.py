@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,9 +17,8 @@ from estd.app.worker import WorkerSettings
 from estd.audit import Event
 from estd.errors import Invalid, Unavailable
 from estd.est import messages
-from estd.est.operations import Est, takes_stream
+from estd.est.operations import Est
 from estd.ra.admission import Admission
-from estd.ra.bulk import Bulk
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _POOL_SIZE: Final = 4
 _RELOAD_PAUSE_SECONDS: Final = 1.0
+_OTHER_FILES: Final = 512
+"""Besides connections: the database's, the signers', logs, and connections that are being closed."""
 
 
 class Worker:
@@ -44,14 +47,11 @@ class Worker:
         self._signers = signers
         self._enrollment = Enrollment(store, signers, _now, metrics.observe_issuance)
         self._trail = Trail(store)
-        self._bulk = Bulk(store, signers, self._enrollment, self._trail, _now, metrics.observe_issuance)
         self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
-        self._est = Est(
-            directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas, self._bulk
-        )
-        self._site = Site(self._est.answer, messages.write_refusal, takes_stream)
-        self._limits = Limits()
-        self._gate = Gate(self._limits)
+        self._est = Est(directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas)
+        self._site = Site(self._est.answer, messages.write_refusal)
+        self._limits = _fit_limits()
+        self._gate = Gate(self._limits, soon=asyncio.get_running_loop().call_soon)
         self._context = build_context(settings.tls_chain.encode(), settings.tls_key.encode())
         self._reload = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -111,10 +111,9 @@ class Worker:
                 )
             )
 
-    async def drain(self, seconds: float) -> None:
-        """Answer what is in hand, then let go of everything."""
-        await self._site.drain(seconds)
-        await self._bulk.drain()
+    async def drain(self, seconds: float, grace_seconds: float) -> None:
+        """Answer what is in hand or about to come, then let go of everything."""
+        await self._site.drain(seconds, grace_seconds, lambda: not self._gate.active)
         await self._enrollment.drain()
         if self._follower is not None:
             self._follower.cancel()
@@ -136,6 +135,16 @@ class Worker:
                 _log.warning("ecosystems could not be read again", extra={"detail": reason.detail})
                 self._reload.set()
                 await asyncio.sleep(_RELOAD_PAUSE_SECONDS)
+
+
+def _fit_limits() -> Limits:
+    """As many connections as the operating system lets this process have, and a few files besides."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limits = Limits()
+    if hard == resource.RLIM_INFINITY:
+        return limits
+    return replace(limits, connections_in_all=min(limits.connections_in_all, max(16, hard - _OTHER_FILES)))
 
 
 async def _read_directory(store: Store, default: str | None) -> Directory:

@@ -78,17 +78,18 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     control.send({"ready": True})
     _log.info("ready")
     gauges = asyncio.get_running_loop().create_task(_refresh(worker))
+    grace = 0.0
     try:
-        await _obey(control, worker)
+        grace = await _obey(control, worker)
     finally:
         gauges.cancel()
         server.close()
-        await worker.drain(DRAIN_SECONDS)
+        await worker.drain(DRAIN_SECONDS, grace)
     _log.info("stopped")
 
 
-async def _obey(control: Control, worker: Any) -> None:
-    """Until told to drain, or until the supervisor is gone."""
+async def _obey(control: Control, worker: Any) -> float:
+    """Until told to drain, or until the supervisor is gone; for how many seconds idle connections are still served."""
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     stop = asyncio.get_running_loop().create_task(terminated.wait())
@@ -97,11 +98,11 @@ async def _obey(control: Control, worker: Any) -> None:
         await asyncio.wait({message, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not message.done():
             message.cancel()
-            return
+            return 0.0
         order = message.result()
         if order is None or "drain" in order:
             stop.cancel()
-            return
+            return 0.0 if order is None else float(order["drain"])
         if "tls_chain" in order:
             worker.use_certificate(order["tls_chain"].encode(), order["tls_key"].encode())
 

@@ -1,15 +1,18 @@
 """What one connection, one source and one worker may take, and who counts it.
 
 Promises: no source and no crowd of sources holds more connections or unfinished handshakes in this worker than `Limits`
-says. A ClientHello over the handshake limit waits its turn, sources in rotation and the newest of a source first. Where
-there is no room, whoever has been here longest without finishing a handshake makes room, so half-open connections cannot
-lock others out by lasting; only when nobody has outstayed `patience_seconds` is a newcomer refused. All of that comes
-before any cryptography for the newcomer. Knows no TLS and no event loop.
+says. A ClientHello over the handshake limit waits its turn: sources that had none of late come first, then the others in
+rotation, the newest of a source first. Where there is no room, whoever has been here longest without finishing a handshake
+makes room, so half-open connections cannot lock others out by lasting; then whoever has been idle longest between two
+requests; only when nobody has outstayed `patience_seconds` and nobody is idle is a newcomer refused. All of that comes
+before any cryptography for the newcomer. However many ask, no more than `handshakes_per_pass` handshakes begin in one pass
+of the event loop, so that the requests of those who are in are not kept waiting. Knows no TLS and no event loop.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import socket
 import time
 from collections import OrderedDict
@@ -39,6 +42,7 @@ class Limits:
     connections_per_source: int = 2048
     handshakes_at_once: int = 512
     handshakes_per_source: int = 64
+    handshakes_per_pass: int = 4
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024
 
@@ -79,20 +83,47 @@ class Guest(Protocol):
         """Its place was given away; it must go."""
 
 
-class Gate:
-    """Counts connections and unfinished handshakes, per source and in all, for every connection of one worker."""
+class Idler(Protocol):
+    """A connection between two requests. The call may not lead back into the gate before it returns."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def place_revoked(self) -> None:
+        """Its place was given away; it must go."""
+
+
+class Gate:
+    """Counts connections and unfinished handshakes, per source and in all, for every connection of one worker.
+
+    Args:
+        limits: what is counted against.
+        clock: a monotonic one.
+        soon: has a function called in the next pass of the event loop; without it all passes are one.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        soon: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
         self.limits = limits
         self.connections = 0
         self.waiting = 0
         self._clock = clock
+        self._soon = soon
+        self._begun = 0  # handshakes, in this pass
         self._sources: dict[str, _Source] = {}
         # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
         self._guests: OrderedDict[Place, None] = OrderedDict()
         self._turns: OrderedDict[Place, None] = OrderedDict()
         # Sources with someone waiting and a turn to spare, in rotation.
         self._ring: OrderedDict[_Source, None] = OrderedDict()
+        # Between two requests, the longest first.
+        self._idle: OrderedDict[Place, Idler] = OrderedDict()
+
+    @property
+    def active(self) -> int:
+        """Connections that are not idle between two requests."""
+        return self.connections - len(self._idle)
 
     @property
     def handshakes(self) -> int:
@@ -102,12 +133,20 @@ class Gate:
     def enter(self, source: str, guest: Guest) -> Place | Refusal:
         """A place for a new connection, or the limit that it would break."""
         limits, now = self.limits, self._clock()
-        if self.connections >= limits.connections_in_all and not self._make_room(self._guests, now):
+        if (
+            self.connections >= limits.connections_in_all
+            and not self._make_room(self._guests, now)
+            and not self._put_out(self._idle)
+        ):
             return Refusal.CONNECTIONS_IN_ALL
         here = self._sources.get(source)
         if here is None:
             here = self._sources[source] = _Source(source)
-        elif here.connections >= limits.connections_per_source and not self._make_room(here.guests, now):
+        elif (
+            here.connections >= limits.connections_per_source
+            and not self._make_room(here.guests, now)
+            and not self._put_out(here.idle)
+        ):
             return Refusal.CONNECTIONS_PER_SOURCE
         if not here.connections:
             self._sources[source] = here  # its last connection may just have made room
@@ -125,6 +164,7 @@ class Gate:
             and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
             and len(self._turns) < limits.handshakes_at_once
+            and self._begun < limits.handshakes_per_pass
         ):
             self._give_turn(place, now)
             return True
@@ -141,6 +181,15 @@ class Gate:
         """See `Place.press`."""
         self._serve(here, self._clock())
 
+    def rest(self, place: Place, idler: Idler) -> None:
+        """See `Place.rest`."""
+        self._idle[place] = place.here.idle[place] = idler
+
+    def work(self, place: Place) -> None:
+        """See `Place.work`."""
+        self._idle.pop(place, None)
+        place.here.idle.pop(place, None)
+
     def end(self, place: Place) -> None:
         """See `Place.end`."""
         if place in self._guests:
@@ -150,6 +199,7 @@ class Gate:
     def leave(self, place: Place) -> None:
         """See `Place.leave`."""
         self._strike(place)
+        self.work(place)
         self._count_out(place.here)
         if self.waiting:
             self._serve(place.here, self._clock())
@@ -158,8 +208,16 @@ class Gate:
         """Turns for those who wait, this source's share of them looked at first."""
         limits = self.limits
         if here.waiting and (len(here.turns) < limits.handshakes_per_source or self._make_room(here.turns, now)):
+            is_new = here not in self._ring and now - here.served > limits.patience_seconds
             self._ring[here] = None
-        while self._ring and (len(self._turns) < limits.handshakes_at_once or self._make_room(self._turns, now)):
+            if is_new:
+                # Who asks now and then is not made to wait behind those who ask all the time.
+                self._ring.move_to_end(here, last=False)
+        while (
+            self._ring
+            and self._begun < limits.handshakes_per_pass
+            and (len(self._turns) < limits.handshakes_at_once or self._make_room(self._turns, now))
+        ):
             here, _ = self._ring.popitem(last=False)
             # The newest first: in a flood the oldest are the flood's, or will have given up when the answer comes.
             place, _ = here.waiting.popitem()
@@ -170,8 +228,18 @@ class Gate:
             assert place.guest is not None
             place.guest.handshake_granted()
 
+    def _pass(self) -> None:
+        """The event loop has looked after everything else; some more may begin."""
+        self._begun = 0
+        if self._ring:
+            self._serve(next(iter(self._ring)), self._clock())
+
     def _give_turn(self, place: Place, now: float) -> None:
-        place.since = now
+        if self._soon is not None:
+            if not self._begun:
+                self._soon(self._pass)
+            self._begun += 1
+        place.since = place.here.served = now
         self._guests.move_to_end(place)
         place.here.guests.move_to_end(place)
         place.here.turns[place] = self._turns[place] = None
@@ -187,6 +255,17 @@ class Gate:
         self._count_out(place.here)
         place.is_taken = False
         guest.handshake_revoked()
+        return True
+
+    def _put_out(self, idle: OrderedDict[Place, Idler]) -> bool:
+        """Send away who has been idle longest, if anybody is."""
+        if not idle:
+            return False
+        place, idler = next(iter(idle.items()))
+        self.work(place)
+        self._count_out(place.here)
+        place.is_taken = False
+        idler.place_revoked()
         return True
 
     def _strike(self, place: Place) -> None:
@@ -237,6 +316,16 @@ class Place:
         if self.is_taken:
             self._gate.end(self)
 
+    def rest(self, idler: Idler) -> None:
+        """The connection is idle from now on: its place may be given away."""
+        if self.is_taken:
+            self._gate.rest(self, idler)
+
+    def work(self) -> None:
+        """A request has come."""
+        if self.is_taken:
+            self._gate.work(self)
+
     def leave(self) -> None:
         """The connection is gone."""
         if self.is_taken:
@@ -264,7 +353,7 @@ def read_source(peername: object) -> tuple[str, str]:
 
 
 class _Source:
-    __slots__ = ("connections", "guests", "name", "turns", "waiting")
+    __slots__ = ("connections", "guests", "idle", "name", "served", "turns", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -272,3 +361,5 @@ class _Source:
         self.guests: OrderedDict[Place, None] = OrderedDict()
         self.turns: OrderedDict[Place, None] = OrderedDict()
         self.waiting: OrderedDict[Place, None] = OrderedDict()
+        self.idle: OrderedDict[Place, Idler] = OrderedDict()
+        self.served = -math.inf

@@ -38,6 +38,7 @@ BODY_AT_MOST_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
 _HEAD_AT_MOST_BYTES: Final = 8190
 _HEADERS_AT_MOST: Final = 64
+_DRAIN_LOOK_SECONDS: Final = 0.02
 _ABSOLUTE_FORM: Final = re.compile(r"https?://[^/?#]*(?=/)", re.IGNORECASE)
 
 Protocol = Callable[[Exchange], Awaitable[tuple[str, str, Reply]]]
@@ -72,16 +73,29 @@ class Site:
         """The protocol of a new connection."""
         return _Connection(self)
 
-    async def drain(self, seconds: float) -> None:
-        """Let requests in hand finish, then close what is idle."""
+    async def drain(
+        self, seconds: float, grace_seconds: float = 0.0, is_quiet: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Let requests in hand, and those about to come, finish; then close what is idle.
+
+        Args:
+            seconds: for all of it.
+            grace_seconds: for clients that keep their connection: the next request is answered, with Connection: close.
+            is_quiet: whether every connection has finished its handshake and had the answer to its first request.
+        """
         self.draining = True
         for connection in self.connections:
             connection.stop_stream()
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                if self.connections:
+                    await asyncio.sleep(grace_seconds)
+                while self._in_hand or not is_quiet():
+                    await self._idle.wait()
+                    await asyncio.sleep(_DRAIN_LOOK_SECONDS)
         except TimeoutError:
-            _log.warning("requests were cut off by the drain deadline", extra={"requests": self._in_hand})
+            if self._in_hand:
+                _log.warning("requests were cut off by the drain deadline", extra={"requests": self._in_hand})
         for connection in list(self.connections):
             connection.close()
         await asyncio.sleep(0)  # they say goodbye on the loop's next turn

@@ -29,6 +29,7 @@ class Event(enum.StrEnum):
     # we ended it
     EVICTED_HANDSHAKE = "evicted-handshake"
     EVICTED_FOR_ROOM = "evicted-for-room"
+    EVICTED_IDLE_FOR_ROOM = "evicted-idle-for-room"
     EVICTED_HEADER = "evicted-header"
     EVICTED_IDLE = "evicted-idle"
     EVICTED_WRITE_STALL = "evicted-write-stall"

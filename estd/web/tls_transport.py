@@ -168,6 +168,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """A request's head is complete; from here the HTTP layer answers for its own time."""
         self._state = _State.BUSY
         self._deadline = NEVER
+        self._place.work()
 
     def request_ended(self) -> None:
         """The answer is decided and about to be written."""
@@ -178,6 +179,12 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._set_deadline(self._limits.linger_seconds)
         else:
             self._deadline = self._loop.time() + self._limits.idle_seconds
+            self._place.rest(self)
+
+    def place_revoked(self) -> None:
+        """`estd.web.gate.Idler`: somebody else needs our place."""
+        self._observe(Event.EVICTED_IDLE_FOR_ROOM)
+        self._loop.call_soon(self.close)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """``estd.peer``, ``estd.tls``, ``sslcontext`` (for whoever asks whether this is TLS), or the socket's.
@@ -293,6 +300,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             if self._state is _State.IDLE:
                 self._state = _State.HEAD
                 self._deadline = self._loop.time() + self._limits.header_seconds
+                self._place.work()
             inner.data_received(plaintext)
             if self._tls is None:
                 return

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from estd.web.gate import Gate, Limits, Place, Refusal, read_source
@@ -105,7 +107,94 @@ def test_turns_rotate_among_the_sources_that_wait() -> None:
     holder.place.end()
     while len(log) < 5:
         by_name[log[-1]].place.end()
-    assert log == ["a2", "b0", "c0", "a1", "a0"]
+    assert log == ["c0", "b0", "a2", "a1", "a0"]
+
+
+def test_who_asks_now_and_then_comes_before_those_who_ask_all_the_time() -> None:
+    clock, log = Clock(), list[str]()
+    gate = Gate(Limits(handshakes_at_once=1), clock)
+    holder = Queuer(gate, "x")
+    holder.begin()
+    storm = {f"{source}{number}": Queuer(gate, source, log, f"{source}{number}") for source in "ab" for number in "012"}
+    for queuer in storm.values():
+        queuer.begin()
+    holder.place.end()
+    storm[log[-1]].place.end()
+    newcomer = Queuer(gate, "n", log, "newcomer")
+    assert newcomer.begin() is False
+    storm[log[-1]].place.end()
+    assert log == ["b2", "a2", "newcomer"]
+    # Coming back at once, it queues like everybody else.
+    again = Queuer(gate, "n", log, "again")
+    assert again.begin() is False
+    newcomer.place.end()
+    assert log[-1] == "b1"
+
+
+def test_few_begin_in_one_pass_however_many_ask() -> None:
+    passes: list[Callable[[], None]] = []
+    gate = Gate(Limits(handshakes_per_pass=2), soon=passes.append)
+    crowd = [Queuer(gate, str(number)) for number in range(5)]
+    assert [queuer.begin() for queuer in crowd] == [True, True, False, False, False]
+    assert (len(passes), gate.handshakes, gate.waiting) == (1, 2, 3)
+    passes.pop()()
+    assert (len(passes), gate.handshakes, gate.waiting) == (1, 4, 1)
+    passes.pop()()
+    assert (len(passes), gate.handshakes, gate.waiting) == (1, 5, 0)
+    assert all(queuer.granted for queuer in crowd[2:])
+    passes.pop()()
+    assert passes == []
+
+
+class Kept(Queuer):
+    """A connection that has finished its handshake and is idle."""
+
+    def __init__(self, gate: Gate, source: str) -> None:
+        super().__init__(gate, source)
+        self.begin()
+        self.place.end()
+        self.put_out = False
+        self.place.rest(self)
+
+    def place_revoked(self) -> None:
+        self.put_out = True
+        self.place.leave()
+
+
+def test_in_a_full_house_who_was_idle_longest_makes_room() -> None:
+    gate = Gate(Limits(connections_in_all=3))
+    first, second, third = Kept(gate, "a"), Kept(gate, "a"), Kept(gate, "b")
+    assert gate.active == 0
+    first.place.work()
+    assert gate.active == 1
+    assert try_entering(gate, "c") is None
+    assert (first.put_out, second.put_out, third.put_out) == (False, True, False)
+    first.place.rest(first)
+    assert try_entering(gate, "c") is None
+    assert (first.put_out, third.put_out) == (False, True)
+    assert try_entering(gate, "c") is None
+    assert first.put_out
+    assert try_entering(gate, "c") is Refusal.CONNECTIONS_IN_ALL
+    assert gate.connections == 3
+
+
+def test_a_source_that_has_too_many_loses_its_own_idle_ones() -> None:
+    gate = Gate(Limits(connections_per_source=2))
+    stranger, first, second = Kept(gate, "b"), Kept(gate, "a"), Kept(gate, "a")
+    assert try_entering(gate, "a") is None
+    assert (stranger.put_out, first.put_out, second.put_out) == (False, True, False)
+    assert gate.connections == 3
+
+
+def test_who_has_left_is_not_put_out() -> None:
+    gate = Gate(Limits(connections_in_all=1))
+    gone = Kept(gate, "a")
+    gone.place.leave()
+    gone.place.rest(gone)
+    gone.place.work()
+    Kept(gate, "b")
+    assert not gone.put_out
+    assert (gate.connections, gate.active) == (1, 0)
 
 
 def test_who_gives_up_waiting_frees_the_room_and_is_not_called() -> None:

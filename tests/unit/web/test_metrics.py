@@ -39,7 +39,7 @@ def test_names_and_labels() -> None:
     assert set(families) == {
         *("estd_requests", "estd_request_seconds", "estd_tolerances", "estd_tls", "estd_connections"),
         *("estd_group_size", "estd_issuance_step_seconds", "estd_waiting_requests", "estd_repeated_answers"),
-        "estd_audit_events_in_log_only",
+        *("estd_audit_events_in_log_only", "estd_turned_away"),
     }
 
 
