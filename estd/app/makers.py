@@ -70,12 +70,20 @@ class Maker:
         """The key, unencrypted."""
         return write_key(SoftwareKey(self._key))
 
-    def make_device(self, subject: Sequence[tuple[x509.ObjectIdentifier, str]], now: datetime) -> tuple[bytes, bytes]:
-        """A device as it leaves the factory: certificate and key, both PEM. `subject` is outermost first."""
+    def make_device(
+        self,
+        subject: Sequence[tuple[x509.ObjectIdentifier, str]],
+        now: datetime,
+        purposes: Sequence[x509.ObjectIdentifier] = (),
+    ) -> tuple[bytes, bytes]:
+        """A device as it leaves the factory: certificate and key, both PEM. `subject` is outermost first.
+
+        `purposes` are key purposes (RFC 5280 §4.2.1.12), which a birth certificate has none of.
+        """
         key = generate("ec-p256")
         assert isinstance(key.private_key, ec.EllipticCurvePrivateKey)
         public = key.private_key.public_key()
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(kind, value) for kind, value in subject]))
             .issuer_name(self.certificate.subject)
@@ -87,9 +95,10 @@ class Maker:
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
-        return write_pem([certificate]), write_key(key)
+        if purposes:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        return write_pem([builder.sign(self._key, hashes.SHA256())]), write_key(key)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -6,6 +6,8 @@
     DIR/ecosystems/LABEL.toml            the rules of each ecosystem, to read and to change
     DIR/bootstrap/LABEL/maker.pem .key   a demonstration maker that only this ecosystem trusts
     DIR/bootstrap/LABEL/device.pem .key  a device of that maker (IDevID)
+    DIR/bootstrap/LABEL/line.pem .key    a demonstration CA for registration authorities of this ecosystem
+    DIR/bootstrap/LABEL/ra.pem .key      one of them, which may ask for many devices (`estd batch`)
     DIR/bootstrap/LABEL/codes.csv        device names with enrollment codes
     DIR/trust.pem                        what a client verifies the server with
     DIR/run.json                         ports and process id, while it runs
@@ -29,10 +31,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.x509.oid import NameOID
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estd.app.access import make_data_directory
 from estd.app.makers import Maker
+from estd.asn1.oids import OIDS
 from estd.config import default_key_path
 from estd.errors import Invalid, Problem
 
@@ -62,6 +66,16 @@ class Bootstrap:
     def device(self) -> tuple[Path, Path]:
         """Certificate and key of one device."""
         return self.directory / "device.pem", self.directory / "device.key"
+
+    @property
+    def line(self) -> tuple[Path, Path]:
+        """Certificate and key of the CA of registration authorities."""
+        return self.directory / "line.pem", self.directory / "line.key"
+
+    @property
+    def authority(self) -> tuple[Path, Path]:
+        """Certificate and key of a registration authority."""
+        return self.directory / "ra.pem", self.directory / "ra.key"
 
     @property
     def codes(self) -> Path:
@@ -185,17 +199,37 @@ def _make_directory(path: Path, mode: int) -> None:
 
 def _make_bootstrap(bootstrap: Bootstrap, label: str, now: datetime) -> None:
     _make_directory(bootstrap.directory, 0o700)
-    certificate, key = bootstrap.maker
+    maker = _make_maker(bootstrap.maker, f"Demonstration maker of {label}", now)
+    _make_party(bootstrap.device, maker, f"{label}-device", now)
+    line = _make_maker(bootstrap.line, f"Demonstration factory line of {label}", now)
+    _make_party(bootstrap.authority, line, f"{label}-line-1", now, _AUTHORITY_PURPOSES)
+
+
+def _make_maker(files: tuple[Path, Path], name: str, now: datetime) -> Maker:
+    certificate, key = files
     if not (certificate.exists() and key.exists()):
-        maker = Maker.create(f"Demonstration maker of {label}", now)
+        maker = Maker.create(name, now)
         write_file(key, maker.key_pem, 0o600)
         write_file(certificate, maker.certificate_pem, 0o644)
-    maker = Maker.load(certificate, key)
-    certificate, key = bootstrap.device
+    return Maker.load(certificate, key)
+
+
+def _make_party(
+    files: tuple[Path, Path],
+    maker: Maker,
+    name: str,
+    now: datetime,
+    purposes: tuple[x509.ObjectIdentifier, ...] = (),
+) -> None:
+    certificate, key = files
     if not (certificate.exists() and key.exists()):
-        device, device_key = maker.make_device([(NameOID.COMMON_NAME, f"{label}-device")], now)
-        write_file(key, device_key, 0o600)
-        write_file(certificate, device, 0o644)
+        party, party_key = maker.make_device([(NameOID.COMMON_NAME, name)], now, purposes)
+        write_file(key, party_key, 0o600)
+        write_file(certificate, party, 0o644)
+
+
+_AUTHORITY_PURPOSES: Final = (ExtendedKeyUsageOID.CLIENT_AUTH, x509.ObjectIdentifier(OIDS["cmcRA"]))
+"""What tells a registration authority (RFC 6402 §2.10); the first because it is a TLS client."""
 
 
 def _quote(text: str) -> str:
@@ -284,11 +318,19 @@ validity = "10y"
 name = "demo-maker"
 certificates = ["../bootstrap/{label}/maker.pem"]
 
+# A factory line asks for many devices at once (`estd batch`, docs/factory-line.md). Whoever has a certificate of this CA,
+# with the key purpose cmcRA, may do that for the profiles that name it.
+
+[[anchor]]
+name = "demo-line"
+certificates = ["../bootstrap/{label}/line.pem"]
+
 # --- What a device gets ----------------------------------------------------------------------------------------------
 
 [profile.{PROFILE}]
 issuer = "devices"
 enroll = ["anchor:demo-maker", "code"] # a birth certificate of that maker, or an enrollment code
+registration_authorities = ["anchor:demo-line"]  # who may ask on behalf of devices
 renew = "either"                       # a renewal may bring a new key, or keep the old one
 subject = "credential"                 # the name in the birth certificate, or CN=DEVICE for a code; nothing else
 keys = ["ec-p256", "ec-p384", "rsa-2048", "rsa-3072"]

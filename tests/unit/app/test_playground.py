@@ -45,7 +45,14 @@ def test_everything_is_made_and_good(tmp_path: Path) -> None:
         device = x509.load_pem_x509_certificate(place.bootstrap(label).device[0].read_bytes())
         device.verify_directly_issued_by(maker)
         assert rules.label == label
-        assert [len(anchor.certificates) for anchor in rules.anchors] == [1]
+        line = x509.load_pem_x509_certificate(place.bootstrap(label).line[0].read_bytes())
+        authority = x509.load_pem_x509_certificate(place.bootstrap(label).authority[0].read_bytes())
+        authority.verify_directly_issued_by(line)
+        purposes = authority.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert {purpose.dotted_string for purpose in purposes} == {"1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.28"}
+        assert [len(anchor.certificates) for anchor in rules.anchors] == [1, 1]
+        assert rules.profiles["device"].registration_authorities == ("anchor:demo-line",)
+        assert "anchor:demo-line" not in rules.profiles["device"].enroll
         assert rules.default_profile == "device"
 
 
