@@ -18,6 +18,8 @@ from pathlib import Path
 
 import estd
 
+CONFINE = Path(__file__).with_name("confine.py")
+
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
@@ -27,15 +29,26 @@ class Interpreter:
     environment: dict[str, str] = field(default_factory=dict)
 
     def popen(
-        self, user: str, *arguments: str | Path, groups: Sequence[str] = (), **more: object
+        self,
+        user: str,
+        *arguments: str | Path,
+        groups: Sequence[str] = (),
+        unit: Path | None = None,
+        **more: object,
     ) -> subprocess.Popen[bytes]:
-        """A process of that user; `groups` are names of users whose groups it is in as well."""
+        """A process of that user; `groups` are names of users whose groups it is in as well, and `unit` is the systemd
+        unit that confines it.
+        """
         entry = pwd.getpwnam(user)
+        gids = [pwd.getpwnam(name).pw_gid for name in groups]
+        command = [self.program, *map(str, arguments)]
+        if unit is not None:
+            numbers = ",".join(map(str, gids))
+            command = [sys.executable, str(CONFINE), str(unit), str(entry.pw_uid), str(entry.pw_gid), numbers, *command]
+        else:
+            more |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": gids}
         return subprocess.Popen(
-            [self.program, *map(str, arguments)],
-            user=entry.pw_uid,
-            group=entry.pw_gid,
-            extra_groups=[pwd.getpwnam(name).pw_gid for name in groups],
+            command,
             env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
             stdin=subprocess.DEVNULL,
             cwd="/",

@@ -1,7 +1,8 @@
 """Signers as services of their own: two users, one group between them, and what neither of them can reach.
 
-As the units in ``deploy/systemd`` run them: `daemon` stands for the signers' user, `nobody` for the server's, who is in
-the signers' group. `bin` is in that group as well, and is nobody whom a signer would serve.
+They run as the units in ``deploy/systemd`` run them, confined by those as far as ``tests/confine.py`` can: `daemon` is the
+signers' user and `nobody` the server's, who is in the signers' group. `bin` is in that group as well, and is nobody whom
+a signer would serve.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +24,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from live_server import judge
 from other_users import Interpreter, find_interpreter
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become other users")
 
+UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SIGNER, SERVER, STRANGER = "daemon", "nobody", "bin"
 KEK = "5a" * 32
 ECOSYSTEM = """
@@ -69,6 +73,11 @@ class Site:
     def __init__(self, folder: Path, python: Interpreter) -> None:
         self.folder = folder
         self.python = python
+        is_confined = os.environ.get("CI") == "true" or shutil.which("systemd-analyze") is not None
+        self.units = {
+            "signer": UNITS / "estd-signer@.service" if is_confined else None,
+            "server": UNITS / "estd.service" if is_confined else None,
+        }
         self.log = folder / "log"
         self.log.touch()
         self.sockets = [folder / "run" / f"{slot}.sock" for slot in (0, 1)]
@@ -100,13 +109,15 @@ class Site:
     def start_signer(self, slot: int) -> subprocess.Popen[bytes]:
         arguments = ("-m", "estd", "signer", "--config", self.signer_settings, "--slot", str(slot))
         with self.log.open("ab") as log:
-            return self.python.popen(SIGNER, *arguments, stdout=log, stderr=log)
+            return self.python.popen(SIGNER, *arguments, unit=self.units["signer"], stdout=log, stderr=log)
 
     def start_server(self) -> None:
         ready = self.data / "ready.json"
         arguments = ("-m", "estd", "serve", "--config", self.settings, "--ready-file", ready)
         with self.log.open("ab") as log:
-            self.server = self.python.popen(SERVER, *arguments, groups=[SIGNER], stdout=log, stderr=log)
+            self.server = self.python.popen(
+                SERVER, *arguments, groups=[SIGNER], unit=self.units["server"], stdout=log, stderr=log
+            )
         wait_until(ready.exists, self)
         facts = json.loads(ready.read_text())
         self.port, self.ops_port = facts["port"], facts["ops_port"]
@@ -215,6 +226,18 @@ def test_devices_enroll_and_each_process_has_its_user(site: Site) -> None:
         assert (about / "mem").stat().st_uid == 0  # not dumpable, so not even its own user may look into its memory
     assert list(site.journals.glob("journal/journal-*.log"))
     assert not (site.data / "journal").exists()
+
+
+def test_the_confinement_of_the_units_is_in_force(site: Site) -> None:
+    judge("systemd-analyze")
+    assert site.server is not None
+    for process in (*site.signers, site.server):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+    ours = Path("/proc/self/ns/net").readlink()
+    assert all(Path(f"/proc/{process.pid}/ns/net").readlink() != ours for process in site.signers)
 
 
 def test_another_user_of_the_same_group_is_not_served(site: Site) -> None:
