@@ -57,6 +57,8 @@ class Kind(enum.IntEnum):
     """`Result` each: written after signing with a key that would not sign the same bytes again."""
     CLOSED = 5
     """Nothing; the signer ended in order."""
+    ANCHOR = 6
+    """`Anchor`: how far the audit trail in the database had come."""
 
 
 class SegmentNote(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +76,15 @@ class Entry(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     request_key: bytes
     tbs: bytes
     """The exact to-be-signed bytes."""
+    note: bytes = b""
+    """What the registration authority wants to find again should the database be set back; means nothing here."""
+
+
+class Anchor(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A link of the audit trail's chain, kept where the database's owner cannot change it."""
+
+    link_id: int
+    digest: bytes
 
 
 class Result(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -236,6 +247,11 @@ def write_entries(entries: Sequence[Entry]) -> bytes:
 def write_results(results: Sequence[Result]) -> bytes:
     """The body of a RESULTS block."""
     return _ENCODER.encode(results)
+
+
+def write_anchor(anchor: Anchor) -> bytes:
+    """The body of an ANCHOR block."""
+    return _ENCODER.encode(anchor)
 
 
 def write_note(note: SegmentNote) -> bytes:

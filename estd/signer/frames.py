@@ -6,8 +6,8 @@ for one direction of one channel and accepts nothing else: an unknown kind, a mi
 out of bounds, or an octet too many is a `FrameError`, and whoever reads one closes the connection.
 
 Two channels use this. On the *request channel* workers call `Prepare`, `Seal`, `Resume` and `Status`. On the *control
-channel*, which only the supervisor that started the signer holds, `Unlock`, `Load`, `Drop`, `Ping`, `Drain` and
-`Status` are understood; none of the first four exists on the request channel.
+channel*, which only the supervisor that started the signer holds, `Unlock`, `Load`, `Drop`, `Ping`, `Drain`, `Anchor`
+and `Status` are understood; none of the first four exists on the request channel.
 
 Must not import anything but the error vocabulary: both ends share this module.
 """
@@ -30,6 +30,8 @@ ITEMS_MAX: Final = 256
 """The most items one request may carry."""
 CSR_MAX_BYTES: Final = 64 * 1024
 """As the web floor's cap on a request body."""
+NOTE_MAX_BYTES: Final = 8192
+"""The longest note a journal entry carries."""
 
 _Number = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -66,6 +68,8 @@ class PrepareItem(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     """DER Name."""
     san: _Der | None
     """DER GeneralNames, or None for a certificate without subjectAltName."""
+    note: Annotated[bytes, Meta(max_length=NOTE_MAX_BYTES)] = b""
+    """Kept with the journal entry, for whoever restores the database from it."""
 
 
 class PreparedItem(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=1):
@@ -168,6 +172,8 @@ class StatusReport(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     prepared: _Id
     """Items prepared and neither sealed nor expired."""
     counters: dict[_Name, int | float]
+    newest: tuple[SealItem, ...] = ()
+    """The newest journal entries: a database that holds no intent for one of them was set back, or is another one."""
 
 
 # --- control channel -------------------------------------------------------------------------------------------------
@@ -224,6 +230,14 @@ class Drain(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, ta
     number: _Number
 
 
+class Anchor(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=38):
+    """Keep in the journal how far the audit trail has come."""
+
+    number: _Number
+    link_id: _Id
+    digest: _Digest
+
+
 class Done(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=49):
     """The control message was obeyed."""
 
@@ -239,7 +253,7 @@ class Failed(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, t
 
 Request: TypeAlias = Prepare | Seal | Resume | Status
 Answer: TypeAlias = Prepared | Sealed | Resumed | StatusReport
-Control: TypeAlias = Unlock | Load | Drop | Ping | Drain | Status
+Control: TypeAlias = Unlock | Load | Drop | Ping | Drain | Anchor | Status
 ControlAnswer: TypeAlias = Done | Failed | StatusReport
 
 _Message = TypeVar("_Message")

@@ -7,6 +7,7 @@ what it does not know was never recorded (`Index.holds`)? About 130 octets an en
 from __future__ import annotations
 
 from array import array
+from itertools import chain, islice
 from typing import Final
 
 from estd.signer.blocks import Kind
@@ -75,6 +76,10 @@ class Index:
         """The block a result stands in."""
         return self._results[0].get(key) or self._results[1].get(key)
 
+    def newest_entries(self, limit: int) -> list[bytes]:
+        """The keys of the newest entries, newest first."""
+        return list(islice(chain(reversed(self._entries[0]), reversed(self._entries[1])), limit))
+
     def place(self, sequence: int) -> tuple[int, int, bytes]:
         """Segment and offset of a block that is known, and the beginning of its hash."""
         at = sequence - self._first
@@ -103,6 +108,11 @@ class Index:
 def index_key(issuer_id: int, serial: bytes) -> bytes:
     """Issuer and serial as one key; no two pairs share one."""
     return issuer_id.to_bytes(8, "big") + serial
+
+
+def split_index_key(key: bytes) -> tuple[int, bytes]:
+    """The issuer and serial of a key."""
+    return int.from_bytes(key[:8], "big"), key[8:]
 
 
 _OFFSET_BITS: Final = 40

@@ -35,6 +35,7 @@ from estd.signer.blocks import (
     HEAD_COPY_BYTES,
     HEADER_BYTES,
     NO_HASH,
+    Anchor,
     Block,
     BlockError,
     Entry,
@@ -48,6 +49,7 @@ from estd.signer.blocks import (
     read_length,
     read_mark,
     read_results,
+    write_anchor,
     write_block,
     write_entries,
     write_head,
@@ -55,7 +57,7 @@ from estd.signer.blocks import (
     write_note,
     write_results,
 )
-from estd.signer.index import DIGEST_BYTES, Index, index_key
+from estd.signer.index import DIGEST_BYTES, Index, index_key, split_index_key
 from estd.signer.segments import Files, Segment, read_newest
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -211,6 +213,15 @@ class Journal:
         for at, result in enumerate(results):
             self._index.add_result(index_key(result.issuer_id, result.serial), first + at // BLOCK_ENTRIES)
 
+    def record_anchor(self, anchor: Anchor, now: datetime) -> None:
+        """Record how far the audit trail had come. Survives the process; the disk has it after the next flush.
+
+        Raises:
+            Unavailable: there is no room; nothing was recorded.
+            Broken: the journal failed.
+        """
+        self._append([(Kind.ANCHOR, write_anchor(anchor))], now)
+
     def flush(self) -> None:
         """Make results durable that no entry behind them has made durable yet.
 
@@ -236,6 +247,10 @@ class Journal:
         if sequence is None:
             return Found(entry, None)
         return Found(entry, _pick(read_results(self._read(sequence)), issuer_id, serial).certificate)
+
+    def newest(self, limit: int) -> list[tuple[int, bytes]]:
+        """Issuer and serial of the newest entries, newest first."""
+        return [split_index_key(key) for key in self._index.newest_entries(limit)]
 
     def covers(self, mark: str) -> bool:
         """Whether everything recorded since that mark is known here, so that what `find` misses was never recorded.

@@ -26,6 +26,7 @@ from typing import Any, Final
 from estd.errors import Invalid, Refused, Unavailable
 from estd.signer.connections import Connection, read_peer
 from estd.signer.frames import (
+    Anchor,
     Control,
     Done,
     Drain,
@@ -240,6 +241,8 @@ class Loop:
                 return Done(message.number)
             case Load():
                 return self._load(message, at)
+            case Anchor():
+                return self._service.anchor(message, read_clock())
 
     def _load(self, message: Load, at: float) -> Done | Failed:
         if not self._unlocked:

@@ -23,9 +23,13 @@ from datetime import datetime
 from typing import Final, Generic, Protocol, TypeVar
 
 from estd.errors import Code, Refused, Unavailable
+from estd.signer.blocks import Anchor as AnchorRecord
 from estd.signer.blocks import Entry, Result
 from estd.signer.frames import (
     FRAME_MAX_BYTES,
+    Anchor,
+    Done,
+    Failed,
     Load,
     Prepare,
     Prepared,
@@ -37,6 +41,7 @@ from estd.signer.frames import (
     ResumeItem,
     Seal,
     Sealed,
+    SealItem,
     Status,
     StatusReport,
     Verdict,
@@ -167,8 +172,8 @@ class Signer(Generic[_Approved]):
         self._limit = prepared_limit
         self._seconds = prepared_seconds
         self._clock_tolerance_seconds = clock_tolerance_seconds
-        self._prepared: OrderedDict[bytes, tuple[float, bytes, _Approved]] = OrderedDict()
-        """Issuer and serial → (until when, request key, what may be sealed), oldest first."""
+        self._prepared: OrderedDict[bytes, tuple[float, bytes, bytes, _Approved]] = OrderedDict()
+        """Issuer and serial → (until when, request key, note, what may be sealed), oldest first."""
 
     @property
     def prepared(self) -> int:
@@ -194,7 +199,7 @@ class Signer(Generic[_Approved]):
         Raises:
             Broken: the journal failed; nothing of this was signed, and the process must end.
         """
-        spent: list[tuple[bytes, _Approved]] = []
+        spent: list[tuple[bytes, bytes, _Approved]] = []
         answers: list[list[int | RefusedItem]] = []
         for request in requests:
             answer: list[int | RefusedItem] = []
@@ -242,7 +247,20 @@ class Signer(Generic[_Approved]):
                 "journal_flush_seconds": journal.flush_seconds,
                 **counters,
             },
+            newest=tuple(SealItem(issuer_id, serial) for issuer_id, serial in self.journal.newest(_NEWEST)),
         )
+
+    def anchor(self, request: Anchor, now: datetime) -> Done | Failed:
+        """Keep how far the audit trail has come; flushed with what comes next, or by `keep_house`.
+
+        Raises:
+            Broken: the journal failed; the process must end.
+        """
+        try:
+            self.journal.record_anchor(AnchorRecord(request.link_id, request.digest), now)
+        except Unavailable as reason:
+            return Failed(request.number, reason.detail)
+        return Done(request.number)
 
     def keep_house(self, at: float) -> None:
         """Forget what was prepared too long ago, and versions replaced long enough ago; flush results left over.
@@ -289,7 +307,7 @@ class Signer(Generic[_Approved]):
         if key in self._prepared:
             _log.error("the engine chose a serial twice", extra={"serial": approved.serial.hex()})
             return _FAULT
-        self._prepared[key] = (at + self._seconds, item.request_key, approved)
+        self._prepared[key] = (at + self._seconds, item.request_key, item.note, approved)
         return PreparedItem(
             approved.issuer_id,
             approved.serial,
@@ -299,9 +317,10 @@ class Signer(Generic[_Approved]):
             approved.not_after,
         )
 
-    def _sign(self, spent: Sequence[tuple[bytes, _Approved]], now: datetime) -> list[bytes | RefusedItem]:
+    def _sign(self, spent: Sequence[tuple[bytes, bytes, _Approved]], now: datetime) -> list[bytes | RefusedItem]:
         entries = [
-            Entry(approved.issuer_id, approved.serial, request_key, approved.tbs) for request_key, approved in spent
+            Entry(approved.issuer_id, approved.serial, request_key, approved.tbs, note)
+            for request_key, note, approved in spent
         ]
         try:
             self.journal.record_entries(entries, now)
@@ -310,7 +329,7 @@ class Signer(Generic[_Approved]):
             return list(refuse_all(entries, reason))
         started = time.perf_counter()
         try:
-            sealed = self.engine.seal([approved for _, approved in spent])
+            sealed = self.engine.seal([approved for _, _, approved in spent])
         except Exception:  # noqa: BLE001 - all of it is on record; the answer for each is found by Resume
             _log.exception("signing failed", extra={"items": len(entries)})
             return [_FAULT] * len(spent)
@@ -380,6 +399,8 @@ _FAULT: Final = RefusedItem(Code.INTERNAL, "the signer met a fault of its own")
 _TOO_LONG: Final = RefusedItem(Code.OVERLOADED, "the answer is too long for one frame; resume it")
 _ITEMS_MAX_BYTES: Final = FRAME_MAX_BYTES // 2
 _ITEM_OVERHEAD_BYTES: Final = 8
+_NEWEST: Final = 256
+"""More than can be on their way at once, so that what was committed late is among them too."""
 
 _Item = TypeVar("_Item")
 

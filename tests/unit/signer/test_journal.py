@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from estd.errors import Broken, Invalid, Unavailable
-from estd.signer.blocks import NO_HASH, Entry, Head, Kind, Result
+from estd.signer.blocks import NO_HASH, Anchor, Entry, Head, Kind, Result
 from estd.signer.journal import Journal
 from estd.signer.segments import Files, check_journal, read_journal
 
@@ -463,3 +463,21 @@ def test_a_block_that_changed_under_us_is_our_own_fault(directory: Path, journal
         segment.write(b"\xff")
     with pytest.raises(Broken, match="cannot be read"):
         journal.find(7, entry(1).serial)
+
+
+def test_an_anchor_is_kept_and_the_newest_entries_are_known_again(tmp_path: Path) -> None:
+    directory = tmp_path / "anchored"
+    journal = Journal.open(directory, 0, NOW)
+    entries = [Entry(1, bytes([number, 7]), bytes(32), b"tbs", b"note %d" % number) for number in range(1, 6)]
+    journal.record_entries(entries, NOW)
+    journal.record_anchor(Anchor(17, bytes(range(32))), NOW)
+    journal.flush()
+    journal.close(NOW)
+    kinds = [block.kind for block in read_journal(directory, 0)]
+    assert kinds == [Kind.SEGMENT, Kind.OPENED, Kind.ENTRIES, Kind.ANCHOR, Kind.CLOSED]
+    again = Journal.open(directory, 0, NOW)
+    assert again.newest(3) == [(1, bytes([number, 7])) for number in (5, 4, 3)]
+    found = again.find(1, bytes([4, 7]))
+    assert found is not None
+    assert found.entry.note == b"note 4"
+    again.close(NOW)
