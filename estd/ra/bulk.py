@@ -31,6 +31,7 @@ from estd.errors import Broken, Code, Refused, Unavailable
 from estd.names import EMPTY_NAME, device_name, normalise_device, same_name, same_san, write_name, write_san
 from estd.ra.admission import Admitted, Purpose
 from estd.ra.enrollment import Enrollment
+from estd.ra.notes import write_note
 from estd.ra.order import write_batch_key
 from estd.ra.trail import Trail, log_event
 from estd.signer.blocks import journal_of
@@ -292,6 +293,7 @@ class _Group:
                         item.request.csr,
                         item.subject,
                         item.san,
+                        self._write_note(item),
                     )
                     for item in slice_
                 ]
@@ -338,6 +340,13 @@ class _Group:
             item.answer = Answer(certificate)
 
     # --- records ---------------------------------------------------------------------------------------------------
+
+    def _write_note(self, item: _Item) -> bytes:
+        ecosystem = self._place.ecosystem
+        return write_note(
+            ecosystem.ecosystem_id, ecosystem.version, ecosystem.node_id, self._place.profile.name, Purpose.BATCH.value,
+            self._admitted.credential.identity, item.device, item.parsed.sha256, None,
+        )  # fmt: skip
 
     def _write_intent(self, item: _Item, made: PreparedItem, journal: str, now: datetime) -> Intent:
         ecosystem = self._place.ecosystem

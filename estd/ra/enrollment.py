@@ -29,6 +29,7 @@ from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra.fairqueue import FairQueue
 from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
+from estd.ra.notes import write_note
 from estd.ra.order import Order
 from estd.ra.trail import log_event
 from estd.signer.client import SignerPool
@@ -212,6 +213,7 @@ class Enrollment:
                 csr=waiting.order.csr,
                 subject=waiting.order.subject,
                 san=waiting.order.san,
+                note=_write_note(waiting.order),
             )
             for waiting in group
         ]
@@ -334,6 +336,13 @@ class Enrollment:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+def _write_note(order: Order) -> bytes:
+    return write_note(
+        order.ecosystem_id, order.ecosystem_version, order.node_id, order.profile, order.operation, order.identity,
+        order.device, order.csr_sha256, order.code_id,
+    )  # fmt: skip
 
 
 def _write_intent(order: Order, item: PreparedItem, journal: str, now: datetime) -> Intent:

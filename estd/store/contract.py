@@ -245,6 +245,15 @@ class Store(Protocol):
     async def find_open_intents(self, before: datetime, limit: int) -> list[Intent]:
         """Intents without result that were created before that time, oldest first."""
 
+    async def find_unintended(self, keys: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Those among these (issuer, serial) that have no intent, in order."""
+
+    async def restore_intents(self, intents: Sequence[Intent], closing: Closing) -> None:
+        """Commit intents that were lost and do not hold their request key any more; those that exist are left alone."""
+
+    async def find_newest_marks(self, limit: int) -> list[str]:
+        """Marks of signers' journals, as stored with the newest certificates and with everything unresolved."""
+
     async def find_certificate(self, issuer_id: int, serial: bytes) -> StoredCertificate | None:
         """One certificate by issuer and serial."""
 
@@ -318,6 +327,12 @@ class Store(Protocol):
 
     async def find_events(self, ecosystem_id: int | None, limit: int) -> list[Event]:
         """The newest audit events."""
+
+    async def find_links(self, link_ids: Sequence[int]) -> dict[int, bytes]:
+        """The digests of these links of the audit trail's chain, of those that exist."""
+
+    async def find_newest_link(self) -> tuple[int, bytes] | None:
+        """The newest link of the audit trail's chain, and its digest."""
 
     async def subscribe(self, follower: Callable[[str], Awaitable[None]]) -> None:
         """Call `follower` with ``ecosystems`` or ``revocations`` after each such change, within a second.

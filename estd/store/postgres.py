@@ -152,6 +152,20 @@ class PostgresStore:
         """See `Store.find_open_intents`."""
         return [rows.read_intent(row) for row in await self._pool.fetch(_FIND_OPEN_INTENTS, before, limit)]
 
+    async def find_unintended(self, keys: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """See `Store.find_unintended`."""
+        found = await self._pool.fetch(_FIND_UNINTENDED, [key[0] for key in keys], [key[1] for key in keys])
+        return [(row["issuer_id"], row["serial"]) for row in found]
+
+    async def restore_intents(self, intents: Sequence[Intent], closing: Closing) -> None:
+        """See `Store.restore_intents`."""
+        if intents:
+            await self._pool.fetch(_RESTORE_INTENTS, *rows.write_intents(intents), closing.value)
+
+    async def find_newest_marks(self, limit: int) -> list[str]:
+        """See `Store.find_newest_marks`."""
+        return [row["journal"] for row in await self._pool.fetch(_FIND_NEWEST_MARKS, limit)]
+
     async def find_certificate(self, issuer_id: int, serial: bytes) -> StoredCertificate | None:
         """See `Store.find_certificate`."""
         found = await self._pool.fetch(_FIND_CERTIFICATE, issuer_id, serial)
@@ -258,6 +272,15 @@ class PostgresStore:
             found = await self._pool.fetch(_FIND_ECOSYSTEM_EVENTS, ecosystem_id, limit)
         return [rows.read_event(row) for row in found]
 
+    async def find_links(self, link_ids: Sequence[int]) -> dict[int, bytes]:
+        """See `Store.find_links`."""
+        return {row["link_id"]: row["digest"] for row in await self._pool.fetch(_FIND_LINKS, list(link_ids))}
+
+    async def find_newest_link(self) -> tuple[int, bytes] | None:
+        """See `Store.find_newest_link`."""
+        found = await self._pool.fetch(_FIND_NEWEST_LINK)
+        return (found[0]["link_id"], found[0]["digest"]) if found else None
+
     async def subscribe(self, follower: Follower) -> None:
         """See `Store.subscribe`."""
         listener = Listener(self._pool, follower)
@@ -340,6 +363,11 @@ _FIND_STORED = sql_of("find_stored")
 _CLOSE_UNRESOLVED = sql_of("close_unresolved")
 _CLOSE_ISSUED = sql_of("close_issued")
 _FIND_OPEN_INTENTS = sql_of("find_open_intents")
+_FIND_UNINTENDED = sql_of("find_unintended")
+_RESTORE_INTENTS = sql_of("restore_intents")
+_FIND_NEWEST_MARKS = sql_of("find_newest_marks")
+_FIND_LINKS = sql_of("find_links")
+_FIND_NEWEST_LINK = sql_of("find_newest_link")
 _FIND_CERTIFICATE = sql_of("find_certificate")
 _FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")
 _FIND_DEVICE_CERTIFICATES = sql_of("find_device_certificates")

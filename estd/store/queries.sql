@@ -165,6 +165,51 @@ WHERE unresolved_intent.created_at < $1
 ORDER BY unresolved_intent.created_at, unresolved_intent.issuer_id, unresolved_intent.serial
 LIMIT $2;
 
+-- name: find_unintended
+-- Serials without an intent: of a journal's entries there are none, unless the database was set back or is another one.
+SELECT given.issuer_id, given.serial
+FROM unnest($1::integer[], $2::bytea[]) WITH ORDINALITY AS given (issuer_id, serial, position)
+LEFT JOIN intent ON intent.issuer_id = given.issuer_id AND intent.serial = given.serial
+WHERE intent.serial IS NULL
+ORDER BY position;
+
+-- name: restore_intents
+-- Intents out of a journal that hold neither their request key nor their code any more.
+INSERT INTO intent (
+    request_key, issuer_id, serial, ecosystem_id, ecosystem_version, node_id, profile, operation, identity, device,
+    csr_sha256, spki_sha256, tbs_sha256, journal, code_id, created_at, closed
+)
+SELECT
+    request_key, issuer_id, serial, ecosystem_id, ecosystem_version, node_id, profile, operation, identity, device,
+    csr_sha256, spki_sha256, tbs_sha256, journal, code_id, to_timestamp(created_at), $2::text
+FROM unnest($1::intent_row[])
+ORDER BY issuer_id, serial
+ON CONFLICT (issuer_id, serial) DO NOTHING;
+
+-- name: find_newest_marks
+-- How far the signers' journals had come when the newest certificates were begun.
+SELECT intent.journal
+FROM ecosystem
+CROSS JOIN LATERAL (
+    SELECT issuer_id, serial FROM certificate
+    WHERE certificate.ecosystem_id = ecosystem.ecosystem_id
+    ORDER BY issued_at DESC
+    LIMIT $1
+) AS newest
+JOIN intent ON intent.issuer_id = newest.issuer_id AND intent.serial = newest.serial
+UNION
+SELECT intent.journal
+FROM unresolved_intent
+JOIN intent ON intent.issuer_id = unresolved_intent.issuer_id AND intent.serial = unresolved_intent.serial;
+
+-- name: find_links
+-- Links of the audit trail's chain.
+SELECT link_id, digest FROM audit_link WHERE link_id = ANY($1::bigint[]);
+
+-- name: find_newest_link
+-- How far the audit trail has come.
+SELECT link_id, digest FROM audit_link ORDER BY link_id DESC LIMIT 1;
+
 -- name: find_certificate
 -- One certificate by issuer and serial.
 SELECT

@@ -706,3 +706,45 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
 
 async def _ignore(_: str) -> None:
     """Hear and do nothing."""
+
+
+# --- a database that was set back ------------------------------------------------------------------------------------
+
+
+async def test_intents_that_are_missing_are_named_and_restored_beside_what_holds_their_key(store: Store) -> None:
+    standing, lost = make_intent(), make_intent()
+    double = make_intent(request_key=standing.request_key)
+    assert await store.reserve_intents([standing]) == [Outcome.RESERVED]
+    keys = [(one.issuer_id, one.serial) for one in (lost, standing, double)]
+    assert await store.find_unintended(keys) == [keys[0], keys[2]]
+    for _ in range(2):
+        await store.restore_intents([double, standing], Closing.ORPHAN)
+    assert await store.find_unintended(keys) == [keys[0]]
+    issuance = (await store.find_issuances([standing.request_key]))[standing.request_key]
+    assert issuance.intent == standing
+    # Its certificate is known all the same, and it can be revoked like any other.
+    await store.record_issued([make_issued(double)])
+    found = await store.find_certificate(double.issuer_id, double.serial)
+    assert found is not None
+    assert await store.find_open_intents(NOW + timedelta(days=1), 10) == [standing]
+
+
+async def test_marks_of_the_newest_certificates_and_of_the_unresolved_are_found(store: Store) -> None:
+    record = await store.record_ecosystem("campus", {"n": 1}, [make_new_issuer("root")], 0, "ada", make_event())
+    issued = make_intent(ecosystem_id=record.ecosystem_id, journal="0-0123456789abcdef.7.0123456789abcdef")
+    waiting = make_intent(journal="1-0123456789abcdef.9.0123456789abcdef")
+    await store.reserve_intents([issued, waiting])
+    await store.record_issued([make_issued(issued)])
+    assert sorted(await store.find_newest_marks(10)) == [issued.journal, waiting.journal]
+
+
+async def test_each_group_of_events_is_a_link_of_the_trail(store: Store) -> None:
+    assert await store.find_newest_link() is None
+    await store.record_events([make_event(), make_event()])
+    first = await store.find_newest_link()
+    assert first is not None
+    await store.record_events([make_event()])
+    second = await store.find_newest_link()
+    assert second is not None
+    assert second[0] > first[0]
+    assert await store.find_links([first[0], second[0], 10**9]) == dict([first, second])
