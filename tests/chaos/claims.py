@@ -119,7 +119,9 @@ def perform(tool: str, options: argparse.Namespace, act: Callable[[Report], None
         report.skipped = str(reason)
     except (Exception, KeyboardInterrupt) as fault:  # noqa: BLE001 - the report says what ended the run
         traceback.print_exception(fault)
-        report.claim("the run came to its end", [f"{type(fault).__name__}: {fault}"])
+        report.claim(
+            "the run came to its end", [f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"]
+        )
     finally:
         signal.signal(signal.SIGTERM, previous)
     if options.json is not None:

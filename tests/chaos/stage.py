@@ -204,20 +204,25 @@ class Stage:
                 os.waitpid(ended.si_pid, os.WNOHANG)
         return status
 
-    def close(self, *, keep: bool = False) -> None:
-        """End whatever still runs; remove the directory unless it is to be kept."""
+    def end(self) -> bool:
+        """End whatever still runs, in order or not; whether it went in order."""
+        in_order = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                keep = True
+                in_order = False
         while self._process is not None and (left := self.processes()):
             for process in left:
                 process.kill()
             time.sleep(0.1)
             self.poll()
-        if keep:
+        return in_order
+
+    def close(self, *, keep: bool = False) -> None:
+        """End whatever still runs; remove the directory unless it is to be kept."""
+        if not self.end() or keep:
             print(f"kept for you to look at: {self.directory}", file=sys.stderr)
         else:
             shutil.rmtree(self.directory, ignore_errors=True)
