@@ -20,7 +20,6 @@ from pathlib import Path
 
 import fleet
 import generator
-import rounds
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -158,14 +157,16 @@ def main() -> int:
                 lines = make_lines(options.certificates)
                 rows, before = server.rows(), server.cpu_seconds()
                 tally = send_all(server.address, server.trust, authority, lines, batches=options.batches)
-                taken = rounds.make_round(tally, before, server.cpu_seconds(), server.rows() - rows)
+                after = server.cpu_seconds()
+                issued = server.rows() - rows
                 floors.append(floor.measure()[1])
                 bare = (floors[-1] + floors[-2]) / 2
-                roles = "  ".join(f"{role} {value:.0f}" for role, value in taken.cpu_us.items())
+                cpu = {role: (spent - before.get(role, 0.0)) * 1e6 / max(1, tally.ok) for role, spent in after.items()}
+                roles = "  ".join(f"{role} {value:.0f}" for role, value in cpu.items())
                 print(
-                    f"{taken.ok} certificates, {taken.rows} rows  {taken.rate:.0f}/s  CPU µs: {roles}  all "
-                    f"{taken.server_us:.0f}  bare {bare:.0f}  ratio {taken.server_us / bare:.2f}  "
-                    f"generator {taken.generator_us:.0f}  failures {taken.failures or 'none'}"
+                    f"{tally.ok} certificates, {issued} rows  {tally.ok / tally.wall_seconds:.0f}/s  CPU µs: {roles}  "
+                    f"all {sum(cpu.values()):.0f}  bare {bare:.0f}  ratio {sum(cpu.values()) / bare:.2f}  "
+                    f"generator {tally.cpu_seconds * 1e6 / max(1, tally.ok):.0f}  failures {tally.failures or 'none'}"
                 )
         finally:
             server.stop()
