@@ -18,11 +18,12 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bulk
 import cfssl
 import fleet
 import floor
@@ -32,10 +33,11 @@ import rounds
 from ours import Server
 from report import tell
 
-_FRESH, _RENEW, _KEPT, _SINGLE, _TRUST = (
+_FRESH, _RENEW, _KEPT, _BULK, _SINGLE, _TRUST = (
     "fresh simpleenroll",
     "fresh simplereenroll",
     "kept connection",
+    "bulk",
     "kept, one at a time",
     "cacerts",
 )
@@ -55,30 +57,39 @@ class Sizes:
         """Requests on each kept connection."""
         return max(1, 3 * self.fresh // self.in_flight)
 
+    @property
+    def bulk(self) -> int:
+        """Requests in the batch."""
+        return 4 * self.fresh
+
 
 class Table:
     """The main table: rounds as they come, rows at the end."""
 
     def __init__(self, server: Server, peer: cfssl.Peer | None, sizes: Sizes) -> None:
         self._server, self._peer, self._sizes = server, peer, sizes
+        self._authority = bulk.read_authority(server.site)
         self._ours: dict[str, list[rounds.Round]] = {}
         self._theirs: dict[str, list[rounds.Round]] = {}
         self._best: dict[str, list[rounds.Round]] = {}
         self._groups: dict[str, dict[str, float]] = {}
+        self._is_counting = False
         self._commits: dict[str, float] = {}
 
     def run_round(self, *, peer_first: bool, count_commits: bool) -> None:
         """Every workload once. The floor of the round is told later, by `set_floor`."""
+        self._is_counting = count_commits
         fresh = self._devices(self._sizes.fresh, 1)
         kept = self._devices(self._sizes.in_flight, self._sizes.kept_each)
         if peer_first:
             self._run_peer()
-        first = self._run(_FRESH, self._post("simpleenroll", fresh), keep=False, count_commits=count_commits)
+        first = self._run(_FRESH, self._post("simpleenroll", fresh), keep=False)
         renewing = [
             fleet.make_renewing(device, first.last[device.name]) for device in fresh if device.name in first.last
         ]
-        self._run(_RENEW, self._post("simplereenroll", renewing), keep=False, count_commits=count_commits)
-        self._run(_KEPT, self._post("simpleenroll", kept), keep=True, count_commits=count_commits)
+        self._run(_RENEW, self._post("simplereenroll", renewing), keep=False)
+        self._run(_KEPT, self._post("simpleenroll", kept), keep=True)
+        self._run_bulk(bulk.make_lines(self._sizes.bulk))
         self._run(_SINGLE, self._post("simpleenroll", self._devices(1, 100)), keep=True, in_flight=1)
         self._run(_TRUST, self._get_cacerts(2 * self._sizes.fresh), keep=False)
         if not peer_first:
@@ -106,27 +117,33 @@ class Table:
             rows.append(row)
         return rows
 
-    def _run(
-        self,
-        name: str,
-        visits: Sequence[generator.Visit],
-        *,
-        keep: bool,
-        in_flight: int = 0,
-        count_commits: bool = False,
-    ) -> rounds.Round:
+    def _run(self, name: str, visits: Sequence[generator.Visit], *, keep: bool, in_flight: int = 0) -> rounds.Round:
+        in_flight = in_flight or self._sizes.in_flight
+        return self._take(name, lambda: rounds.measure(self._server, visits, in_flight=in_flight, keep=keep))
+
+    def _take(self, name: str, measure: Callable[[], rounds.Round]) -> rounds.Round:
         tell(name)
         groups = self._server.group_sizes()
         # Counted workloads follow one another, so only before the first somebody may still have to report.
-        commits = self._server.database.commits(settled=not self._commits) if count_commits else 0
-        taken = rounds.measure(self._server, visits, in_flight=in_flight or self._sizes.in_flight, keep=keep)
-        if count_commits:
+        counting = self._is_counting and name not in (_SINGLE, _TRUST)
+        commits = self._server.database.commits(settled=not self._commits) if counting else 0
+        taken = measure()
+        if counting:
             self._commits[name] = round((self._server.database.commits(settled=True) - commits) / max(1, taken.ok), 3)
         total = self._groups.setdefault(name, {})
         for size, count in self._server.group_sizes().items():
             total[size] = total.get(size, 0.0) + count - groups[size]
         self._ours.setdefault(name, []).append(taken)
         return taken
+
+    def _run_bulk(self, lines: Sequence[bytes]) -> None:
+        server = self._server
+        self._take(
+            _BULK,
+            lambda: rounds.measure_work(
+                server, lambda: bulk.send_all(server.address, server.trust, self._authority, lines)
+            ),
+        )
 
     def _run_peer(self) -> None:
         if self._peer is None:

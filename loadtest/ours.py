@@ -88,8 +88,8 @@ class Server:
         self.address = ("127.0.0.1", int(facts["port"]))
         self._ops_port = int(facts["ops_port"])
         self.trust = x509.load_pem_x509_certificate((self._site / "trust.pem").read_bytes())
-        self.maker = self._site / "bootstrap" / LABEL / "maker.pem"
-        self.maker_key = self._site / "bootstrap" / LABEL / "maker.key"
+        party = self._site / "bootstrap" / LABEL
+        self.maker, self.maker_key = party / "maker.pem", party / "maker.key"
         pid_file = next(self._site.rglob("postmaster.pid")).read_text().splitlines()
         self._postmaster = int(pid_file[0])
         self.database = Database(f"postgresql://estd@/estd?host={pid_file[4]}")

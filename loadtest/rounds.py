@@ -8,7 +8,7 @@ all rounds. Rounds of different servers alternate, so that a host's moods hit bo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,15 +67,21 @@ def measure(
     opened: Sequence[fleet.Connection] = (),
 ) -> Round:
     """Send these visits and read the clocks around them."""
+    return measure_work(
+        subject,
+        lambda: generator.send_all(
+            subject.address, subject.trust, visits, in_flight=in_flight, keep=keep, opened=opened
+        ),
+    )
+
+
+def measure_work(subject: Subject, work: Callable[[], generator.Tally]) -> Round:
+    """The same around any work of the generator."""
     rows = subject.rows()
     before = subject.cpu_seconds()
-    tally = generator.send_all(subject.address, subject.trust, visits, in_flight=in_flight, keep=keep, opened=opened)
+    tally = work()
     after = subject.cpu_seconds()
-    return make_round(tally, before, after, subject.rows() - rows)
-
-
-def make_round(tally: generator.Tally, before: dict[str, float], after: dict[str, float], rows: int) -> Round:
-    """A round from what was read around it."""
+    rows = subject.rows() - rows
     share = 1e6 / max(1, tally.ok)
     return Round(
         ok=tally.ok,
