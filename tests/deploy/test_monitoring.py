@@ -1,0 +1,147 @@
+"""Alerts and dashboard ask only for what estd exports, and promtool agrees with the alerts, in form and in what they do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import NORTH, Live, attempt, run
+from prometheus_client.metrics import MetricWrapperBase
+
+from estd.errors import Code
+from estd.ra.limits import Limit
+from estd.web import metrics
+from estd.web.gate import Refusal
+from estd.web.tls_events import Event
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "estd-rules.yml"
+DASHBOARD = DEPLOY / "grafana" / "estd.json"
+DEFINED = {one._name: one for one in vars(metrics).values() if isinstance(one, MetricWrapperBase)}
+# Counters of what seldom happens appear with their first event; the tests below bring the others about.
+SELDOM = {"estd_turned_away_total"}
+VALUES = {
+    "outcome": {"ok", "gone", *(code.value for code in Code)},
+    "event": {str(one) for one in (*Event, *Refusal)},
+    "limit": {str(one) for one in Limit},
+    "step": {"prepare", "reserve", "seal", "record"},
+    "operation": {"cacerts", "csrattrs", "simpleenroll", "simplereenroll"},
+    "job": {"estd"},
+}
+
+
+def read_panels() -> list[dict[str, Any]]:
+    document = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return [panel for panel in document["panels"] if panel["type"] != "row"]
+
+
+def read_dashboard() -> Iterator[str]:
+    """Every question the dashboard asks, its variables filled in."""
+    for panel in read_panels():
+        for target in panel["targets"]:
+            yield target["expr"].replace("$__rate_interval", "5m").replace("$instance", ".*")
+
+
+def read_alerts() -> list[str]:
+    """Every expression of the rules; they are the indented text after `expr:`."""
+    found = re.findall(r"^        expr: (.+(?:\n {10}.+)*)", RULES.read_text(encoding="utf-8"), re.MULTILINE)
+    return [one.removeprefix("|\n") for one in found]
+
+
+EXPRESSIONS = [*read_alerts(), *read_dashboard()]
+
+
+def test_promtool_accepts_rules_and_settings(tmp_path: Path) -> None:
+    run("promtool", "check", "rules", RULES)
+    run("promtool", "check", "config", RULES.with_name("prometheus.yml"))
+
+
+def test_the_alerts_speak_when_they_should(tmp_path: Path) -> None:
+    run("promtool", "test", "rules", RULES.with_name("estd-rules.test.yml"), seconds=60)
+
+
+def test_the_test_of_the_alerts_can_fail(tmp_path: Path) -> None:
+    for path in RULES.parent.glob("estd-rules*.yml"):
+        shutil.copy(path, tmp_path)
+    altered = (tmp_path / RULES.name).read_text().replace("> 0.01", "> 0.5")
+    (tmp_path / RULES.name).write_text(altered)
+    assert attempt("promtool", "test", "rules", tmp_path / "estd-rules.test.yml", seconds=60).status != 0
+
+
+def test_every_question_of_the_dashboard_is_understood(tmp_path: Path) -> None:
+    rules = [{"record": f"panel_{number}", "expr": expression} for number, expression in enumerate(read_dashboard())]
+    # JSON is YAML.
+    (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    said = run("promtool", "check", "rules", tmp_path / "panels.yml").decode()
+    assert f"{len(rules)} rules found" in said
+
+
+def test_every_metric_is_really_exported(live: Live, tmp_path: Path) -> None:
+    device = live.device(NORTH)
+    run(
+        "openssl",
+        "req",
+        "-new",
+        "-key",
+        device.key,
+        "-subj",
+        device.subject,
+        "-outform",
+        "DER",
+        "-out",
+        tmp_path / "csr",
+    )
+    curl = ["curl", "-sS", "--cacert", live.trust, "--cert", device.certificate, "--key", device.key]
+    body = ["--data-binary", f"@{tmp_path / 'csr'}", "-H", "Content-Type: application/pkcs10"]
+    for _ in range(2):  # DER without its base64 is tolerated and counted; the second one gets the same certificate
+        run(*curl, *body, live.url("simpleenroll", NORTH))
+    exported = set(re.findall(r"^(estd_\w+?)(?:\{.*\})? \S+$", live.ops("/metrics"), re.MULTILINE))
+    asked = {name for expression in EXPRESSIONS for name in re.findall(r"\bestd_\w+", expression)}
+    assert asked - exported - SELDOM == set()
+    assert {name.removesuffix("_total") for name in SELDOM} <= set(DEFINED)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_labels_and_their_values_exist(expression: str) -> None:
+    for name, selector in re.findall(r"\b(\w+)\{([^}]*)\}", expression):
+        base = re.sub(r"_(total|bucket|sum|count)$", "", name)
+        known = {"instance", "job"} | set(DEFINED[base]._labelnames if base in DEFINED else ())
+        for label, operator, value in re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selector):
+            assert label in known, f"{name} has no label {label}"
+            if label in VALUES:
+                # Alternatives one by one, unless they are inside a group: then the whole has to match something.
+                words = value.split("|") if "~" in operator and "(" not in value else [value]
+                for word in words:
+                    assert any(re.fullmatch(word, one) for one in VALUES[label]), f"{label} is never {word}"
+    grouped = {word for group in re.findall(r"by \(([^)]*)\)", expression) for word in re.split(r"[ ,]+", group)}
+    assert grouped <= {"instance", "le", *(label for one in DEFINED.values() for label in one._labelnames)}
+
+
+def test_the_dashboard_can_be_provisioned() -> None:
+    document = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    identities = [panel["id"] for panel in document["panels"]]
+    assert len(set(identities)) == len(identities)
+    assert document["uid"] == "estd"
+    assert "id" not in document, "Grafana gives the number"
+    assert "__inputs" not in document, "a provisioned dashboard is not asked for its data source"
+    sources = {json.dumps(target["datasource"]) for panel in read_panels() for target in panel["targets"]}
+    assert sources == {'{"type": "prometheus", "uid": "${datasource}"}'}
+    assert {one["name"] for one in document["templating"]["list"]} == {"datasource", "instance"}
+    cells = set()
+    for panel in document["panels"]:
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in cells, f"{panel['title']} covers another"
+                cells.add((x, y))
+    assert max(x for x, _ in cells) == 23
+
+
+def test_every_counter_of_estd_is_on_the_dashboard() -> None:
+    shown = " ".join(read_dashboard())
+    assert [name for name in DEFINED if name not in shown] == []
