@@ -18,6 +18,7 @@ about, since it saw the device and this server did not. What it asks for has to 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from estd.signer.blocks import journal_of
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, SealItem, read_refusal
 from estd.store.contract import Closing, Device, Intent, Issuance, Issued, Outcome, Store
-from estd.wire.pkcs10 import CertificationRequest, read_request_again
+from estd.wire.pkcs10 import read_asked_names
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -76,7 +77,7 @@ class Answer:
 @dataclass(slots=True)
 class _Item:
     request: Request
-    parsed: CertificationRequest
+    csr_sha256: bytes
     key: bytes
     device: str
     subject: bytes
@@ -175,10 +176,14 @@ class _Group:
     async def _read(self, request: Request) -> _Item:
         if not request.csr:
             raise Refused(Code.MALFORMED_REQUEST, "the line holds no PKCS #10 request in base64", "RFC 8951 §3.1")
-        parsed = read_request_again(request.csr)
+        # The signer reads all of it, and refuses what is wrong; here it is about names alone.
+        try:
+            asked, asked_san = read_asked_names(request.csr)
+        except Refused as refused:
+            raise Refused(Code.CSR_MALFORMED, refused.detail, refused.clause) from None
         profile = self._place.profile
-        if parsed.subject != EMPTY_NAME:
-            device = device_name(parsed.subject)
+        if asked != EMPTY_NAME:
+            device = device_name(asked)
         elif request.name:
             device = normalise_device(request.name)
         else:
@@ -188,14 +193,14 @@ class _Group:
             row = await self._bulk._store.find_device(self._place.ecosystem.ecosystem_id, device)
             if row is None:
                 raise Refused(Code.NOT_AUTHORIZED, "this device is not in the ecosystem's inventory")
-        subject, san = self._decide_names(parsed, row)
-        key = write_batch_key(self._place.ecosystem.ecosystem_id, profile.name, parsed.sha256)
-        return _Item(request, parsed, key, device, subject, san)
+        subject, san = self._decide_names(asked, asked_san, row)
+        csr_sha256 = hashlib.sha256(request.csr).digest()
+        key = write_batch_key(self._place.ecosystem.ecosystem_id, profile.name, csr_sha256)
+        return _Item(request, csr_sha256, key, device, subject, san)
 
-    def _decide_names(self, parsed: CertificationRequest, row: Device | None) -> tuple[bytes, bytes | None]:
+    def _decide_names(self, subject: bytes, san: bytes | None, row: Device | None) -> tuple[bytes, bytes | None]:
         """Subject and SAN of one certificate: where a profile trusts a credential's names, the authority's word counts."""
         profile = self._place.profile
-        subject, san = parsed.subject, parsed.san
         if profile.subject == "credential" and subject == EMPTY_NAME:
             raise Refused(Code.SUBJECT_REFUSED, "the request names no subject, and this profile wants one")
         if profile.subject == "inventory":
@@ -345,7 +350,7 @@ class _Group:
         ecosystem = self._place.ecosystem
         return write_note(
             ecosystem.ecosystem_id, ecosystem.version, ecosystem.node_id, self._place.profile.name, Purpose.BATCH.value,
-            self._admitted.credential.identity, item.device, item.parsed.sha256, None,
+            self._admitted.credential.identity, item.device, item.csr_sha256, None,
         )  # fmt: skip
 
     def _write_intent(self, item: _Item, made: PreparedItem, journal: str, now: datetime) -> Intent:
@@ -361,7 +366,7 @@ class _Group:
             operation=Purpose.BATCH.value,
             identity=self._admitted.credential.identity,
             device=item.device,
-            csr_sha256=item.parsed.sha256,
+            csr_sha256=item.csr_sha256,
             spki_sha256=made.spki_sha256,
             tbs_sha256=made.tbs_sha256,
             journal=journal,

@@ -134,6 +134,22 @@ def read_request_again(data: bytes) -> CertificationRequest:
         raise _malformed_unless_key(refused) from None
 
 
+def read_asked_names(data: bytes) -> tuple[bytes, bytes | None]:
+    """Subject (DER Name) and subjectAltName (DER GeneralNames, or None) that a request asks for, and no more of it.
+
+    For whoever hands the request on to somebody who reads it whole with `read_request_again`, which refuses everything
+    that is refused here; only a request without attributes is read faster.
+    """
+    info_start = der.read_whole(data, der.SEQUENCE)[0]
+    subject_at = der.read_tagged(data, info_start, len(data), der.SEQUENCE)[0] + 3
+    subject_stop = der.read_tagged(data, subject_at, len(data), der.SEQUENCE)[1]
+    spki_stop = der.read_tagged(data, subject_stop, len(data), der.SEQUENCE)[1]
+    if data[spki_stop : spki_stop + 2] != b"\xa0\x00":
+        request = read_request_again(data)
+        return request.subject, request.san
+    return data[subject_at:subject_stop], None
+
+
 def verify_request(request: CertificationRequest) -> VerifiedRequest:
     """Check the signature with the key in the request itself (RFC 7030 §4.2.1).
 
