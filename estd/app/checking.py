@@ -12,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from estd.app.access import open_store
+from estd.app.handover import is_successor
+from estd.app.listening import is_passed
 from estd.config import Config, read_key_encryption_key
 from estd.errors import Invalid, Problem
 from estd.ra.directory import INTERNAL_LABEL
@@ -59,6 +61,8 @@ def check_room(config: Config) -> None:
     Raises:
         Invalid: its data directory or a port is taken.
     """
+    if is_successor():
+        return  # what is taken is taken by ourselves
     if is_running(config):
         remedy = "Stop that one, or give this one a directory of its own."
         raise Invalid([Problem(str(config.data_directory), "is in use by a running estd", remedy)])
@@ -102,7 +106,8 @@ def _check_tls(config: Config) -> list[Problem]:
 
 
 def _try_ports(config: Config) -> list[Problem]:
-    listen = _try_port("listen:", config.address, config.port)
+    # A service manager that opened the port for us holds it already.
+    listen = [] if is_passed(os.environ) else _try_port("listen:", config.address, config.port)
     return listen + _try_port("ops:", config.ops_address, config.ops_port)
 
 

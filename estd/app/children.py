@@ -56,6 +56,7 @@ class Child:
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._control: socket.socket | None = None
         self.restarts = 0
 
     @property
@@ -67,6 +68,11 @@ class Child:
     def pid(self) -> int | None:
         """The process id, while there is one."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def control(self) -> int | None:
+        """The descriptor of our end of its control channel, while the child is ready."""
+        return None if self._control is None or not self.ready else self._control.fileno()
 
     def start(self) -> None:
         """Fill the slot from now on."""
@@ -80,12 +86,19 @@ class Child:
             return False
         return True
 
-    async def stop(self) -> None:
-        """Ask the process to finish what it has in hand, and wait for it; kill it if it takes far too long."""
+    async def stop(self, ask: Callable[[], None] | None = None) -> None:
+        """Ask the process to finish what it has in hand, and wait for it; kill it if it takes far too long.
+
+        Args:
+            ask: how, once the process is ready; SIGTERM unless something else is said.
+        """
         self._stopping.set()
         if self._task is None:
             return
-        self._end(signal.SIGTERM)
+        if ask is None or not self.ready:
+            self._end(signal.SIGTERM)
+        else:
+            ask()
         done, _ = await asyncio.wait({self._task}, timeout=_KILL_AFTER_SECONDS)
         if not done:
             _log.error("child did not stop and is killed", extra={"child": self.name, "pid": self.pid})
@@ -130,6 +143,7 @@ class Child:
             )
         finally:
             theirs.close()
+        self._control = ours
         process = self._process
         if self._stopping.is_set():
             self._end(signal.SIGTERM)  # `stop` came while it was being started and could not reach it
@@ -149,6 +163,57 @@ class Child:
         if not self._stopping.is_set():
             _log.warning("child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode})
         ours.close()
+
+
+class Adopted:
+    """A process that this supervisor's predecessor started (`estd.app.handover`); it can only be stopped.
+
+    Args:
+        name: appears in the log.
+        pid: a child of ours, as it was of our predecessor, which was the same process.
+        end: our end of its control channel; closing it ends the process.
+        ended: called with the process id after its end.
+    """
+
+    def __init__(self, name: str, pid: int, end: socket.socket, ended: Callable[[int], None] = lambda _pid: None):
+        self.name = name
+        self.pid = pid
+        self._end = end
+        self._ended = ended
+
+    def tell(self, message: bytes) -> None:
+        """Write to its control channel; a process that is gone is noticed by `stop`."""
+        try:
+            self._end.sendall(message)
+        except OSError:
+            _log.warning("child ended", extra={"child": self.name, "pid": self.pid})
+
+    async def stop(self, ask: Callable[[], None] | None = None) -> None:
+        """As `Child.stop`."""
+        loop = asyncio.get_running_loop()
+        try:
+            watch = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        over = asyncio.Event()
+        loop.add_reader(watch, over.set)
+        try:
+            if ask is None:
+                signal.pidfd_send_signal(watch, signal.SIGTERM)
+            else:
+                ask()
+            try:
+                await asyncio.wait_for(over.wait(), _KILL_AFTER_SECONDS)
+            except TimeoutError:
+                _log.error("child did not stop and is killed", extra={"child": self.name, "pid": self.pid})
+                signal.pidfd_send_signal(watch, signal.SIGKILL)
+                await over.wait()
+            os.waitpid(self.pid, 0)  # noqa: ASYNC222 -- it is over, and only has to be forgotten
+        finally:
+            loop.remove_reader(watch)
+            os.close(watch)
+            self._end.close()
+        self._ended(self.pid)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

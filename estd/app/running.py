@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from estd.app.checking import check_room
+from estd.app.handover import accept_signals
 from estd.app.supervisor import Supervisor
 from estd.config import Config, read_config
 from estd.logs import set_up_logs
@@ -37,6 +38,9 @@ async def serve(
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        asyncio.get_running_loop().add_signal_handler(number, _nothing_to_do)
+    accept_signals()
     try:
         await supervisor.start()
         if when_ready is not None and not signalled.is_set():
@@ -48,3 +52,7 @@ async def serve(
         await supervisor.stop()
     else:
         await supervisor.run()
+
+
+def _nothing_to_do() -> None:
+    """A server that starts reads its settings and its program in any case."""

@@ -2,7 +2,8 @@
 
 Start: private PostgreSQL (unless the settings name one) → migrations → listening socket → signers, unlocked and loaded →
 the server's own certificate → web workers → ops port. SIGTERM and SIGINT drain and stop; SIGHUP reads the settings again
-and replaces the workers one by one on the same socket, so no connection is refused meanwhile.
+and replaces the workers one by one on the same socket, so no connection is refused meanwhile; SIGUSR2 does the same with
+everything, this process included, by the program as it is on disk now (`estd.app.handover`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -25,11 +27,14 @@ from typing import Final
 import msgspec
 
 from estd.app import identity
-from estd.app.children import Child
+from estd.app.children import Adopted, Child
 from estd.app.control import Control
+from estd.app.handover import Estate, Heir, become_successor, find_estate, try_program
+from estd.app.listening import open_listener
 from estd.app.ops import OpsServer
 from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
+from estd.app.witness import Witness
 from estd.app.worker import WorkerSettings
 from estd.config import Config, check_blocklist, read_key_encryption_key
 from estd.errors import Broken, Invalid, Problem, Unavailable
@@ -45,7 +50,8 @@ from estd.web.tls_context import build_context
 _log = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 30.0
-_BACKLOG: Final = 4096
+_GRACE_SECONDS: Final = 3.0
+"""For a client that keeps its connection to a worker that is replaced: a request within that time is still answered."""
 _SETTLE_EVERY_SECONDS: Final = 30.0
 _SETTLE_AFTER: Final = timedelta(seconds=60)
 _SETTLE_AT_ONCE: Final = 200
@@ -69,7 +75,11 @@ class Supervisor:
         self._signer_controls: dict[str, SignerControl] = {}
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: set[asyncio.Task[None]] = set()  # children that finish what they have in hand
+        self._estate: Estate | None = None
+        self._becomes_successor = False
         self._generation = 0
         self._private: PrivatePostgres | None = None
         self.port = config.port
@@ -85,30 +95,48 @@ class Supervisor:
         config = self._config
         config.data_directory.mkdir(parents=True, exist_ok=True)
         check_blocklist(config)
-        self._lock_data_directory()
-        self._runtime = Path(tempfile.mkdtemp(prefix="estd-"))
+        self._estate = find_estate()
+        if self._estate is None:
+            self._lock_data_directory()
+            self._runtime = Path(tempfile.mkdtemp(prefix="estd-"))
+            (self._runtime / "metrics").mkdir()
+        else:
+            self._lock = self._stack.enter_context(os.fdopen(self._estate.lock, "a"))
+            self._runtime = Path(self._estate.runtime)
+            self._generation = self._estate.generation
         self._stack.callback(shutil.rmtree, self._runtime, ignore_errors=True)
-        (self._runtime / "metrics").mkdir()
         url = await self._start_database()
         await migrate(url)
         self._url = url
         self._store = await PostgresStore.connect(url, pool_size=3)
         self._stack.push_async_callback(self._store.close)
         await identity.ensure_ecosystem(self._store, self._kek)
-        self._listener = self._listen()
+        if self._estate is None:
+            self._listener = open_listener(config.address, config.port)
+        else:
+            self._listener = socket.socket(fileno=self._estate.listener)
+        self.port = self._listener.getsockname()[1]
         self._ops = OpsServer(self._report, self._runtime / "metrics")
         await self._start_signers()
         self._pool = SignerPool([str(self._signer_socket(slot)) for slot in range(config.signer_count)])
         self._stack.push_async_callback(self._pool.close)
         self._enrollment = Enrollment(self._store, self._pool, _now, _ignore)
+        journals = config.data_directory / "journal"
+        self._witness = Witness(self._store, self._pool, self._enrollment, journals, self._signer_controls)
+        await self._witness.check()
         await self._renew_certificate()
-        self._workers = await self._start_workers()
+        await self._replace_workers()
+        if self._estate is not None:
+            for heir in self._estate.workers:
+                self._let_go(heir)
         await self._store.subscribe(self._notice)
         self._tasks = [
             self._task(self._follow()),
             self._task(self._settle()),
             self._task(self._watch_database()),
             self._task(self._renew()),
+            self._task(self._witness.run()),
+            self._task(self._reload_on_demand()),
         ]
         self.ops_port = await self._ops.start(config.ops_address, config.ops_port)
         self._stack.push_async_callback(self._ops.stop)
@@ -119,8 +147,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.append(self._task(self.reload())))
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR2, lambda: self._tasks.append(self._task(self._prepare_successor())))
         await self._stop.wait()
+        if self._becomes_successor:
+            await self._hand_over()
         _log.info("draining")
         await self.stop()
 
@@ -131,7 +162,7 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_listener"):
             self._listener.close()
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*(worker.stop() for worker in self._workers), *self._leaving)
         if hasattr(self, "_pool"):
             await self._pool.close()
         await asyncio.gather(*(signer.stop() for signer in self._signers))
@@ -147,26 +178,67 @@ class Supervisor:
             except Invalid as invalid:
                 _log.error("settings not reloaded", extra={"problems": [str(item) for item in invalid.problems]})
                 return
-        old, previous = self._workers, self._config
-        self._config = config
+        previous, self._config = self._config, config
         try:
             await self._renew_certificate()
-            self._workers = await self._start_workers()
+            await self._replace_workers()
         except (Broken, Invalid, Unavailable) as fault:
             _log.error("reload failed; the old workers stay", extra={"detail": str(fault)})
             self._config = previous
             return
-        await asyncio.gather(*(worker.stop() for worker in old))
-        for worker in old:
-            self._worker_controls.pop(worker.name, None)
         _log.info("reloaded")
+
+    async def _reload_on_demand(self) -> None:
+        """One reload after the other; what is asked for meanwhile is done by one more."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            await self.reload()
+
+    # --- another version of the program ------------------------------------------------------------------------------
+
+    async def _prepare_successor(self) -> None:
+        fault = await try_program()
+        if fault is not None:
+            _log.error("the program on disk cannot be started; this one stays", extra={"detail": fault})
+            return
+        self._becomes_successor = True
+        self._stop.set()
+
+    async def _hand_over(self) -> None:
+        """Go on as the program on disk. Children that are just leaving are seen off first."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._leaving)
+        await self._ops.stop()
+        estate = Estate(
+            listener=self._listener.fileno(),
+            lock=self._lock.fileno(),
+            runtime=str(self._runtime),
+            generation=self._generation,
+            workers=_write_heirs(self._workers),
+            signers=_write_heirs(self._signers),
+        )
+        _log.info("the program on disk takes over")
+        become_successor(estate)
+
+    def _let_go(self, heir: Heir) -> None:
+        """Have a worker of our predecessor finish what it has in hand."""
+        worker = Adopted(heir.name, heir.pid, socket.socket(fileno=heir.control), self._ops.forget)
+        self._leave(worker.stop(lambda: worker.tell(json.dumps({"drain": _GRACE_SECONDS}).encode() + b"\n")))
+
+    def _leave(self, work: Coroutine[None, None, None]) -> None:
+        task = self._task(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _lock_data_directory(self) -> None:
-        lock = self._stack.enter_context((self._config.data_directory / "lock").open("a"))
+        self._lock = self._stack.enter_context((self._config.data_directory / "lock").open("a"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Invalid(
                 [
@@ -185,28 +257,6 @@ class Supervisor:
         url = await asyncio.to_thread(self._private.start)
         self._stack.push_async_callback(asyncio.to_thread, self._private.stop)
         return url
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._config.address else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self._config.address, self._config.port))
-        except OSError as error:
-            listener.close()
-            raise Invalid(
-                [
-                    Problem(
-                        "listen",
-                        f"{self._config.address} port {self._config.port} cannot be opened ({error.strerror})",
-                        "Choose another port, or stop what uses it.",
-                    )
-                ]
-            ) from None
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        self.port = listener.getsockname()[1]
-        return listener
 
     def _signer_socket(self, slot: int) -> Path:
         if self._running_signers:
@@ -244,8 +294,17 @@ class Supervisor:
                 self._greeter_of_signer(name),
             )
             self._signers.append(child)
-            child.start()
+            predecessor = None if self._estate is None else _find_heir(self._estate.signers, name)
+            if predecessor is not None:
+                # One after the other: a journal has one writer, and the other signers answer meanwhile.
+                await Adopted(name, predecessor.pid, socket.socket(fileno=predecessor.control)).stop()
+                child.start()
+                await self._require([child])
+            else:
+                child.start()
         await self._require(self._signers)
+        for heir in () if self._estate is None else self._estate.signers[self._config.signer_count :]:
+            await Adopted(heir.name, heir.pid, socket.socket(fileno=heir.control)).stop()
 
     def _greeter_of_signer(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, SignerControl]]:
         async def greet(end: socket.socket) -> SignerControl:
@@ -262,28 +321,48 @@ class Supervisor:
 
         return greet
 
-    async def _start_workers(self) -> list[Child]:
+    async def _replace_workers(self) -> None:
+        """Start a generation of workers, each before the one in its slot may go; the first ones all at once."""
         self._generation += 1
-        workers = []
-        for slot in range(self._config.worker_count):
-            name = f"worker-{self._generation}-{slot}"
-            child = Child(
-                name,
-                ["-m", "estd.app.worker"],
-                [self._listener.fileno()],
-                self._greeter_of_worker(name, slot),
-                # Read by OpenSSL at its start; see the file for the one setting it holds.
-                {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
-                self._ops.forget,
-            )
-            workers.append(child)
-            child.start()
-        try:
-            await self._require(workers)
-        except Broken:
-            await asyncio.gather(*(worker.stop() for worker in workers))
-            raise
-        return workers
+        old, count = self._workers, self._config.worker_count
+        fresh = [self._make_worker(slot) for slot in range(count)]
+        if not old:
+            self._workers = fresh
+        batches = [[worker] for worker in fresh] if old else [fresh]
+        for batch in batches:
+            for worker in batch:
+                worker.start()
+            try:
+                await self._require(batch)
+            except Broken:
+                await asyncio.gather(*(worker.stop() for worker in batch))
+                raise
+            for worker in batch if old else ():
+                slot = fresh.index(worker)
+                if slot < len(old):
+                    self._dismiss(old[slot])
+                self._workers = [*fresh[: slot + 1], *old[slot + 1 :]]
+        for worker in old[count:]:
+            self._dismiss(worker)
+        self._workers = fresh
+
+    def _make_worker(self, slot: int) -> Child:
+        name = f"worker-{self._generation}-{slot}"
+        return Child(
+            name,
+            ["-m", "estd.app.worker"],
+            [self._listener.fileno()],
+            self._greeter_of_worker(name, slot),
+            # Read by OpenSSL at its start; see the file for the one setting it holds.
+            {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
+            self._ops.forget,
+        )
+
+    def _dismiss(self, worker: Child) -> None:
+        """Have a worker finish what it has in hand, and do not wait for it."""
+        control = self._worker_controls.pop(worker.name, None)
+        ask = None if control is None else lambda: control.send({"drain": _GRACE_SECONDS})
+        self._leave(worker.stop(ask))
 
     def _greeter_of_worker(self, name: str, slot: int) -> Callable[[socket.socket], Coroutine[None, None, None]]:
         async def greet(end: socket.socket) -> None:
@@ -291,6 +370,7 @@ class Supervisor:
             settings = WorkerSettings(
                 name=name,
                 slot=slot,
+                workers=self._config.worker_count,
                 database_url=self._url,
                 signer_sockets=[str(self._signer_socket(number)) for number in range(len(self._signers))],
                 tls_chain=self._chain.decode(),
@@ -315,7 +395,8 @@ class Supervisor:
 
     # --- what goes on while serving ---------------------------------------------------------------------------------
 
-    async def _notice(self, _change: str) -> None:
+    async def _notice(self, change: str) -> None:
+        self._witness.notice(change)
         self._changed.set()
 
     async def _follow(self) -> None:
@@ -383,6 +464,9 @@ class Supervisor:
             await self._store.check()
         except Unavailable as reason:
             missing["database"] = reason.detail
+        else:
+            if self._witness.problem is not None:
+                missing["database"] = self._witness.problem
         if not any(child.ready for child in self._signers):
             missing["signers"] = "none is ready"
         if not any(child.ready for child in self._workers):
@@ -395,6 +479,18 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_fault)
         return task
+
+
+def _write_heirs(children: Sequence[Child | SignerLink]) -> list[Heir]:
+    return [
+        Heir(name=child.name, pid=child.pid, control=child.control)
+        for child in children
+        if isinstance(child, Child) and child.pid is not None and child.control is not None
+    ]
+
+
+def _find_heir(heirs: list[Heir], name: str) -> Heir | None:
+    return next((heir for heir in heirs if heir.name == name), None)
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:

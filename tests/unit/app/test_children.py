@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from estd.app.children import Child
+from estd.app.children import Adopted, Child
 from estd.app.control import Control
 
 OBEDIENT = """
@@ -96,3 +98,32 @@ async def test_a_child_that_never_greets_is_not_ready(tmp_path: Path) -> None:
     slot.start()
     assert not await slot.wait_ready(0.5)
     await slot.stop()
+
+
+async def test_a_child_may_be_asked_in_another_way(tmp_path: Path) -> None:
+    slot, controls = child(tmp_path, OBEDIENT)
+    slot.start()
+    assert await slot.wait_ready(10)
+    assert slot.control is not None
+    await slot.stop(lambda: controls[0].send({"drain": 0}))
+    assert not slot.ready
+    assert slot.control is None
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "by signal"])
+async def test_a_child_of_a_predecessor_is_stopped_and_forgotten(tmp_path: Path, asked: bool) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(OBEDIENT)
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, script, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    theirs.close()
+    assert await asyncio.to_thread(ours.recv, 100) == b'{"ready": true}\n'
+    await asyncio.sleep(0.1)  # it sets its handler right after that
+    ended: list[int] = []
+    adopted = Adopted("child", process.pid, ours, ended.append)
+    await adopted.stop((lambda: adopted.tell(b"go\n")) if asked else None)
+    assert ended == [process.pid]
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+    process.wait()  # nothing is left to wait for; Popen only has to know
+    await adopted.stop()  # long gone
