@@ -83,7 +83,9 @@ async def migrate(
         try:
             async with connection.transaction():
                 await connection.execute(sql_of("lock_migrations"))
-                await connection.execute(sql_of("create_migration_table"))
+                # Asked first: a role that may not create anything can still find that there is nothing to do.
+                if not await connection.fetchval(sql_of("has_migration_table")):
+                    await connection.execute(sql_of("create_migration_table"))
             applied = []
             while (migration := await _apply_next(connection, migrations, include_post)) is not None:
                 applied.append(migration)

@@ -118,7 +118,9 @@ class Site:
             self.server = self.python.popen(
                 SERVER, *arguments, groups=[SIGNER], unit=self.units["server"], stdout=log, stderr=log
             )
-        wait_until(ready.exists, self)
+        server = self.server
+        wait_until(lambda: ready.exists() or server.poll() is not None, self)
+        assert server.poll() is None, self.log.read_text()
         facts = json.loads(ready.read_text())
         self.port, self.ops_port = facts["port"], facts["ops_port"]
 
