@@ -34,13 +34,7 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
         Invalid: the data directory cannot be used.
         Unavailable: the database cannot be reached or started.
     """
-    async with AsyncExitStack() as stack:
-        url = config.database_url
-        if url is None:
-            make_data_directory(config.data_directory)
-            private = PrivatePostgres(config.data_directory / "postgres")
-            stack.push_async_callback(asyncio.to_thread, private.stop)
-            url = await asyncio.to_thread(private.start)
+    async with open_database(config) as url, AsyncExitStack() as stack:
         try:
             await migrate(url)
             store = await PostgresStore.connect(url, pool_size=_POOL_SIZE)
@@ -53,6 +47,25 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
             ) from None
         stack.push_async_callback(store.close)
         yield store
+
+
+@asynccontextmanager
+async def open_database(config: Config) -> AsyncIterator[str]:
+    """The URL of the database of the server with these settings, as it is; a private one runs for that time.
+
+    Raises:
+        Invalid: the data directory cannot be used.
+        Unavailable: the private database cannot be started.
+    """
+    if config.database_url is not None:
+        yield config.database_url
+        return
+    make_data_directory(config.data_directory)
+    private = PrivatePostgres(config.data_directory / "postgres")
+    try:
+        yield await asyncio.to_thread(private.start)
+    finally:
+        await asyncio.to_thread(private.stop)
 
 
 def make_data_directory(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from estd.errors import Broken
 from estd.signer.frames import (
+    Anchor,
     Control,
     ControlAnswer,
     Failed,
@@ -57,6 +58,10 @@ class SignerControl:
             await self._call(
                 Load(self._next(), record.ecosystem_id, record.label, record.version, dict(record.document), issuers)
             )
+
+    async def anchor(self, link_id: int, digest: bytes) -> None:
+        """Have it keep how far the audit trail has come."""
+        await self._call(Anchor(self._next(), link_id, digest))
 
     async def status(self) -> StatusReport:
         """Its counters."""

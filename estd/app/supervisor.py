@@ -163,6 +163,8 @@ class Supervisor:
         if hasattr(self, "_listener"):
             self._listener.close()
         await asyncio.gather(*(worker.stop() for worker in self._workers), *self._leaving)
+        if hasattr(self, "_witness"):
+            await self._witness.anchor()
         if hasattr(self, "_pool"):
             await self._pool.close()
         await asyncio.gather(*(signer.stop() for signer in self._signers))

@@ -274,6 +274,11 @@ def read_keys(block: Block) -> list[EntryKey]:
     return _decode(block, _KEYS) if block.kind in (Kind.ENTRIES, Kind.RESULTS) else []
 
 
+def read_anchor(block: Block) -> Anchor | None:
+    """What an ANCHOR block holds; None of any other."""
+    return _decode(block, _ANCHOR) if block.kind is Kind.ANCHOR else None
+
+
 def read_note(block: Block) -> SegmentNote:
     """What a SEGMENT block says."""
     return _decode(block, _NOTE)
@@ -321,6 +326,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRIES: Final = msgspec.msgpack.Decoder(list[Entry])
 _RESULTS: Final = msgspec.msgpack.Decoder(list[Result])
 _KEYS: Final = msgspec.msgpack.Decoder(list[EntryKey])
+_ANCHOR: Final = msgspec.msgpack.Decoder(Anchor)
 _NOTE: Final = msgspec.msgpack.Decoder(SegmentNote)
 _HEAD: Final = msgspec.msgpack.Decoder(tuple[str, int, bytes])
 

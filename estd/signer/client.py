@@ -12,6 +12,7 @@ Must not import the server's side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast
@@ -108,6 +109,14 @@ class SignerPool:
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, StatusReport)]
+
+    async def find_newest(self) -> list[tuple[int, bytes]]:
+        """Issuer and serial of what the slots journaled last; waits a while for slots that are not there yet."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_seconds):
+                while self.live < len(self._slots):  # noqa: ASYNC110 - over in a moment, and only at a new connection
+                    await asyncio.sleep(0.01)
+        return [(item.issuer_id, item.serial) for report in await self.status() for item in report.newest]
 
     def knows(self, journal: str) -> bool:
         """Whether a slot of this node keeps, or kept since this pool was made, the journal of that mark."""

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
@@ -47,6 +47,7 @@ class Pool:
         statement_seconds: the deadline of one statement, or of one `transaction`.
         acquire_seconds: the deadline of waiting for a connection.
         connect_seconds: the deadline of making one.
+        admit: raises `Unavailable` where the server behind a new connection must not be used.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Pool:
         statement_seconds: float = 5.0,
         acquire_seconds: float = 2.0,
         connect_seconds: float = 1.5,
+        admit: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         self._url = url
         self._size = size
         self._statement_seconds = statement_seconds
         self._acquire_seconds = acquire_seconds
         self._connect_seconds = connect_seconds
+        self._admit = admit
         self._idle: list[Connection] = []
         self._used: set[Connection] = set()
         self._doomed: set[Connection] = set()
@@ -154,9 +157,17 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await connection.fetch(sql_of("session_settings"), str(round(self._statement_seconds * 1000)))
+            if self._admit is not None:
+                await self._admit(connection)
         except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
             connection.terminate()
             raise unavailable(error) from error
+        except Unavailable as reason:
+            connection.terminate()
+            if self._well:
+                _log.error("the database is not used: %s", reason.detail)
+            self._well = False
+            raise
         if not self._well:
             _log.warning("the database is back")
         self._well = True

@@ -8,9 +8,9 @@ What it promises stands in `estd.store.contract`; how the promises are kept stan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import asyncpg
 
@@ -38,6 +38,8 @@ from estd.store.pool import Connection, Pool, unavailable
 from estd.store.queries import sql_of
 
 _REPEATS = 5
+Witness: TypeAlias = Callable[[], Awaitable[Sequence[tuple[int, bytes]]]]
+"""Names (issuer, serial) pairs that were surely intended."""
 
 
 def utc_now() -> datetime:
@@ -53,6 +55,8 @@ class PostgresStore:
         pool_size: how many statements may run at once, the listening connections not counted.
         clock: decides which certificates have expired.
         statement_seconds: the deadline of one statement.
+        witness: names serials that must have an intent; a database in which one has none was set back, or is another
+            one, and is not used. Asked for each new connection, which is when a database can have become another.
     """
 
     def __init__(
@@ -62,19 +66,29 @@ class PostgresStore:
         pool_size: int = 8,
         clock: Callable[[], datetime] = utc_now,
         statement_seconds: float = 5.0,
+        witness: Witness | None = None,
     ) -> None:
-        self._pool = Pool(url, pool_size, statement_seconds=statement_seconds)
+        admit = None if witness is None else self._admit
+        self._pool = Pool(url, pool_size, statement_seconds=statement_seconds, admit=admit)
+        self._witness = witness
         self._clock = clock
         self._listeners: list[Listener] = []
 
     @classmethod
-    async def connect(cls, url: str, *, pool_size: int = 8, clock: Callable[[], datetime] = utc_now) -> Self:
+    async def connect(
+        cls,
+        url: str,
+        *,
+        pool_size: int = 8,
+        clock: Callable[[], datetime] = utc_now,
+        witness: Witness | None = None,
+    ) -> Self:
         """A store whose database answers and has the right schema.
 
         Raises:
             Unavailable: it does not. (A worker that must start regardless makes the store without `connect`.)
         """
-        store = cls(url, pool_size=pool_size, clock=clock)
+        store = cls(url, pool_size=pool_size, clock=clock, witness=witness)
         try:
             await store.check()
         except BaseException:
@@ -299,6 +313,13 @@ class PostgresStore:
                 "The database acknowledges what it has not stored: set fsync and synchronous_commit to on.",
                 retry_after_seconds=60,
             )
+
+    async def _admit(self, connection: Connection) -> None:
+        assert self._witness is not None
+        keys = await self._witness()
+        if keys and await connection.fetch(_FIND_UNINTENDED, [key[0] for key in keys], [key[1] for key in keys]):
+            detail = "The database is at an older state than the signers' journals, and is not used until reconciled."
+            raise Unavailable(Code.STORE_UNAVAILABLE, detail, retry_after_seconds=5)
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -1,0 +1,1 @@
+"""The independent auditor: proves what estd promises about issuance, on another code path than the one that writes."""

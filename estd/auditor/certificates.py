@@ -1,0 +1,77 @@
+"""Certificates as an auditor sees them: which bytes were signed, and whether their issuer signed them. RFC 5280 §4.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+
+def read_tbs(certificate: bytes) -> bytes | None:
+    """The to-be-signed bytes of a certificate; None where there are none."""
+    outer = _read_element(certificate, 0)
+    if outer is None or outer[1] != len(certificate):
+        return None
+    inner = _read_element(certificate, outer[0])
+    return None if inner is None else certificate[outer[0] : inner[1]]
+
+
+def find_fault(certificate: bytes, serial: bytes, issuer: x509.Certificate) -> str | None:
+    """What is wrong with a certificate of this issuer under this serial, if anything is.
+
+    Raises:
+        UnsupportedAlgorithm: nobody here can verify that kind of signature.
+    """
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+        if parsed.serial_number != int.from_bytes(serial, "big", signed=True):
+            return "it carries another serial"
+        parsed.verify_directly_issued_by(issuer)
+    except InvalidSignature:
+        return "its issuer did not sign it"
+    except (UnsupportedAlgorithm, TypeError) as error:
+        raise UnsupportedAlgorithm(str(error)) from None
+    except ValueError as error:
+        return f"it is no certificate of this issuer ({error})"
+    return None
+
+
+def read_received(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The certificates in a file, or in every file below a directory, PEM or DER, each with where it stands.
+
+    Files that hold none (keys, requests) are passed over.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
+        content = file.read_bytes()
+        try:
+            if _PEM in content:
+                found = x509.load_pem_x509_certificates(content)
+            elif content[:1] == b"\x30":
+                found = [x509.load_der_x509_certificate(content)]
+            else:
+                continue
+        except ValueError:
+            continue
+        for number, certificate in enumerate(found, 1):
+            yield f"{file}#{number}" if len(found) > 1 else str(file), certificate.public_bytes(Encoding.DER)
+
+
+_PEM: Final = b"-----BEGIN CERTIFICATE-----"
+
+
+def _read_element(content: bytes, at: int) -> tuple[int, int] | None:
+    """Where the SEQUENCE at this place has its content and where it ends."""
+    if len(content) < at + 2 or content[at] != 0x30:
+        return None
+    length, start = content[at + 1], at + 2
+    if length >= 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(content[at + 2 : start], "big")
+    return (start, start + length) if start + length <= len(content) else None
