@@ -63,8 +63,9 @@ class Worker:
         Raises:
             Unavailable: the store does not answer.
         """
-        store = await PostgresStore.connect(settings.database_url, pool_size=_POOL_SIZE)
         signers = SignerPool(settings.signer_sockets, home=settings.slot)
+        url = settings.database_url
+        store = await PostgresStore.connect(url, pool_size=_POOL_SIZE, witness=signers.find_newest)
         directory = await _read_directory(store, settings.default_ecosystem)
         worker = cls(settings, store, signers, directory)
         worker._trail.start()
