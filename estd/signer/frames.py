@@ -174,6 +174,8 @@ class StatusReport(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     counters: dict[_Name, int | float]
     newest: tuple[SealItem, ...] = ()
     """The newest journal entries: a database that holds no intent for one of them was set back, or is another one."""
+    hindrance: _Text = ""
+    """Why nothing at all can be prepared now; empty when something can."""
 
 
 # --- control channel -------------------------------------------------------------------------------------------------

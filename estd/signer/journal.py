@@ -170,7 +170,10 @@ class Journal:
 
     @property
     def last_time(self) -> int:
-        """The newest time any block carries, in seconds since 1970."""
+        """The newest time at which entries were recorded, in seconds since 1970.
+
+        Blocks of other kinds do not count: a signer that was only started while the clock was wrong issued nothing.
+        """
         return self._time
 
     @property
@@ -194,9 +197,20 @@ class Journal:
         ]
         first = self._append(bodies, now)
         self._flush()
+        self._time = max(self._time, _read_seconds(now))
         for at, key in enumerate(keys):
             self._index.add_entry(key, first + at // BLOCK_ENTRIES)
         self.counters.entries += len(entries)
+
+    def set_aside(self, octets: int) -> None:
+        """Make sure that so many octets of entries find room, before anything is promised that needs it.
+
+        Raises:
+            Unavailable: they do not; the journal is as it was.
+            Broken: the journal failed.
+        """
+        self._check_alive()
+        self._make_room(octets + BLOCK_OVERHEAD_BYTES)
 
     def record_results(self, results: Sequence[Result], now: datetime) -> None:
         """Record certificates that could not be made again. Survives the process; the disk has it after the next flush.
@@ -288,7 +302,7 @@ class Journal:
             if self._end + needed > self._segment_bytes and self._end > self._first_end:
                 self._rotate(now)
         self._make_room(needed)
-        time_ = self._read_clock(now)
+        time_ = _read_seconds(now)
         sequence, digest = self._sequence, self._digest
         blocks: list[bytes] = []
         at = self._end
@@ -375,7 +389,7 @@ class Journal:
         path = self._files.segment(number)
         note = write_note(SegmentNote(self._name, number))
         block, digest = write_block(
-            Kind.SEGMENT, self._sequence + 1, self._durable.sequence, self._read_clock(now), self._digest, note
+            Kind.SEGMENT, self._sequence + 1, self._durable.sequence, _read_seconds(now), self._digest, note
         )
         fd = -1
         try:
@@ -430,6 +444,15 @@ class Journal:
             self._files.flush_directory()
             segments = segments[:-1]
         if segments:
+            self._time = max(
+                (
+                    scanned.block.time
+                    for segment in segments
+                    for scanned in segment.blocks
+                    if scanned.block.kind is Kind.ENTRIES
+                ),
+                default=0,
+            )
             self._take_over(segments[-1], head)
         else:
             self._begin_segment(1, now)
@@ -440,7 +463,6 @@ class Journal:
         self._segment = segment.number
         self._sequence, self._digest, self._end = blocks[-1].sequence, blocks[-1].digest, blocks[-1].end
         self._first_end = blocks[0].end
-        self._time = max(block.time for block in blocks)
         self._fd = os.open(self._files.segment(segment.number), os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(self._fd, self._end)
         self._allocated = self._end
@@ -449,11 +471,6 @@ class Journal:
             # Written anew, because after a failed flush the kernel may hold octets that it will never write.
             os.pwrite(self._fd, os.pread(self._fd, self._end - unsure, unsure), unsure)
         os.fsync(self._fd)
-
-    def _read_clock(self, now: datetime) -> int:
-        seconds = max(0, int(now.timestamp()))
-        self._time = max(self._time, seconds)
-        return seconds
 
     def _fail(self, what: str, error: OSError) -> Broken:
         self._failed = True
@@ -486,6 +503,10 @@ def _pick(items: Sequence[_Item], issuer_id: int, serial: bytes) -> _Item:
 def _read_at(fd: int, offset: int) -> Block:
     length = read_length(os.pread(fd, HEADER_BYTES, offset))
     return read_block(os.pread(fd, length, offset), 0)
+
+
+def _read_seconds(now: datetime) -> int:
+    return max(0, int(now.timestamp()))
 
 
 def _no_room(fault: OSError) -> Unavailable:

@@ -307,7 +307,7 @@ class Loop:
         self._attend(connection)
 
     def _report(self, message: Status) -> object:
-        return self._service.report(message, {**self._counters, "connections": len(self._connections)})
+        return self._service.report(message, {**self._counters, "connections": len(self._connections)}, read_clock())
 
     def _attend(self, connection: Connection[Request]) -> None:
         if not connection.closed:

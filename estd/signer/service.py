@@ -174,6 +174,8 @@ class Signer(Generic[_Approved]):
         self._clock_tolerance_seconds = clock_tolerance_seconds
         self._prepared: OrderedDict[bytes, tuple[float, bytes, bytes, _Approved]] = OrderedDict()
         """Issuer and serial → (until when, request key, note, what may be sealed), oldest first."""
+        self._hindrance = ""
+        """What was said last about why nothing can be prepared."""
 
     @property
     def prepared(self) -> int:
@@ -185,7 +187,7 @@ class Signer(Generic[_Approved]):
         started = time.perf_counter()
         self.counters.prepare_batches += 1
         self.counters.prepare_items += len(request.items)
-        reason = self._find_hindrance(now)
+        reason = self._find_hindrance(now, len(request.items))
         if reason is not None:
             self.counters.refused_items += len(request.items)
             return Prepared(request.number, self.journal.mark, refuse_all(request.items, reason))
@@ -229,9 +231,10 @@ class Signer(Generic[_Approved]):
         self.counters.resume_items += len(request.items)
         return Resumed(request.number, _fit([self._resume_one(item, covered) for item in request.items]))
 
-    def report(self, request: Status, counters: dict[str, int | float]) -> StatusReport:
+    def report(self, request: Status, counters: dict[str, int | float], now: datetime) -> StatusReport:
         """The state of this signer, with the counters of whoever serves it."""
         journal = self.journal.counters
+        hindrance = self._find_hindrance(now, 1)
         own = {name: getattr(self.counters, name) for name in Counters.__dataclass_fields__}
         return StatusReport(
             number=request.number,
@@ -247,6 +250,7 @@ class Signer(Generic[_Approved]):
                 "journal_flush_seconds": journal.flush_seconds,
                 **counters,
             },
+            hindrance="" if hindrance is None else hindrance.detail,
             newest=tuple(SealItem(issuer_id, serial) for issuer_id, serial in self.journal.newest(_NEWEST)),
         )
 
@@ -279,16 +283,27 @@ class Signer(Generic[_Approved]):
 
     # --- private -----------------------------------------------------------------------------------------------------
 
-    def _find_hindrance(self, now: datetime) -> Unavailable | None:
-        """Why nothing at all can be prepared now."""
+    def _find_hindrance(self, now: datetime, items: int) -> Unavailable | None:
+        """Why nothing at all, or not so much, can be prepared now; found before anything is spent on it."""
+        hindrance: Unavailable | None = None
         if self.draining:
-            return Unavailable(Code.SIGNER_UNAVAILABLE, "this signer is stopping")
-        if now.timestamp() + self._clock_tolerance_seconds < self.journal.last_time:
-            _log.error(
-                "the clock is behind the journal; nothing is issued", extra={"journal_time": self.journal.last_time}
-            )
-            return Unavailable(Code.SIGNER_UNAVAILABLE, "the signer's clock went backwards", 60)
-        return None
+            hindrance = Unavailable(Code.SIGNER_UNAVAILABLE, "this signer is stopping")
+        elif now.timestamp() + self._clock_tolerance_seconds < self.journal.last_time:
+            # Its certificates would begin before the newest one did, and their serials would sort among older ones.
+            hindrance = Unavailable(Code.SIGNER_UNAVAILABLE, "the signer's clock went backwards", 60)
+        else:
+            try:
+                self.journal.set_aside((len(self._prepared) + items) * _ENTRY_BYTES)
+            except Unavailable as reason:
+                hindrance = reason
+        said = "" if hindrance is None else hindrance.detail
+        if said != self._hindrance:
+            self._hindrance = said
+            if hindrance is None:
+                _log.warning("certificates can be prepared again")
+            else:
+                _log.error("nothing can be prepared", extra={"why": said, "journal_time": self.journal.last_time})
+        return hindrance
 
     def _prepare_one(self, item: PrepareItem, now: datetime, at: float) -> PreparedItem | RefusedItem:
         if len(self._prepared) >= self._limit:
@@ -399,6 +414,8 @@ _FAULT: Final = RefusedItem(Code.INTERNAL, "the signer met a fault of its own")
 _TOO_LONG: Final = RefusedItem(Code.OVERLOADED, "the answer is too long for one frame; resume it")
 _ITEMS_MAX_BYTES: Final = FRAME_MAX_BYTES // 2
 _ITEM_OVERHEAD_BYTES: Final = 8
+_ENTRY_BYTES: Final = 4096
+"""Room that a journal entry finds, generously: to-be-signed bytes, request key and note."""
 _NEWEST: Final = 256
 """More than can be on their way at once, so that what was committed late is among them too."""
 

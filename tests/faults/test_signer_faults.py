@@ -32,6 +32,7 @@ from estd.signer.frames import (
     Prepare,
     Prepared,
     PreparedItem,
+    RefusedItem,
     Resume,
     ResumeItem,
     Seal,
@@ -215,31 +216,33 @@ def large_item(number: int) -> Any:
     return harness.item(number, csr=b"%06d" % number + bytes(2000))
 
 
-def fill_up(signer: Any, worker: Any) -> list[tuple[Prepared, Any]]:
-    """Seal until it is refused; everything before that must have been signed."""
-    done = []
+def fill_up(worker: Any) -> list[tuple[Prepared, Any]]:
+    """Prepare and seal until preparing is refused, or the signer stops; what was sealed before must have been signed."""
+    done: list[tuple[Prepared, Any]] = []
     for number in range(400):
         prepared = worker.call(Prepare(1, tuple(large_item(64 * number + more) for more in range(64))))
+        if isinstance(prepared.items[0], RefusedItem):
+            check_refused(prepared)
+            return done
         sealed = worker.call(seals(prepared))
         if sealed is None:
-            return done
+            return done  # the signer stopped
+        assert all(isinstance(item, bytes) for item in sealed.items), "what was prepared found no room"
         done.append((prepared, sealed))
-        kinds = {type(item) for item in sealed.items}
-        assert len(kinds) == 1, "a batch is signed as a whole or not at all"
-        if kinds != {bytes}:
-            assert {item.code for item in sealed.items} == {Code.SIGNER_UNAVAILABLE}
-            assert "no room" in sealed.items[0].detail
-            return done
     raise AssertionError("the disk never filled up")
 
 
-def check_after_full_disk(signer: Any, worker: Any, done: list[tuple[Prepared, Any]]) -> None:
-    signed = {item.serial for prepared, sealed in done[:-1] for item in prepared.items}
+def check_refused(prepared: Prepared) -> None:
+    assert {item.code for item in prepared.items} == {Code.SIGNER_UNAVAILABLE}
+    assert "no room" in prepared.items[0].detail
+
+
+def check_after_full_disk(signer: Any, done: list[tuple[Prepared, Any]]) -> None:
+    signed = {item.serial for prepared, _ in done for item in prepared.items}
     recorded = {
         entry.serial for block in read_journal(signer.directory / "journal", 0) for entry in read_entries(block)
     }
     assert recorded == signed
-    assert worker.call(resumes(done[-1][0])).items == (Verdict.NEVER_SIGNED,) * 64
 
 
 @pytest.mark.parametrize("end", ["in order", "killed"])
@@ -248,8 +251,13 @@ def test_without_room_nothing_is_signed_and_with_room_it_goes_on(tmp_path: Path,
         worker = signer.connect()
         limit = 4_500_000  # more than what is set aside at a time
         resource.prlimit(signer.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        done = fill_up(signer, worker)
-        check_after_full_disk(signer, worker, done)
+        held = worker.call(Prepare(1, tuple(large_item(200_000 + more) for more in range(64))))
+        done = fill_up(worker)
+        check_after_full_disk(signer, done)
+        # Room was set aside for what was prepared before.
+        done.append((held, worker.call(seals(held))))
+        assert all(isinstance(item, bytes) for item in done[-1][1].items)
+        check_after_full_disk(signer, done)
         # What was signed before can still be resumed.
         assert worker.call(resumes(done[0][0])).items == done[0][1].items
         resource.prlimit(signer.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -261,7 +269,7 @@ def test_without_room_nothing_is_signed_and_with_room_it_goes_on(tmp_path: Path,
             signer.process.terminate()
             assert signer.wait() == 0
         audit = check_journal(signer.directory / "journal", 0, [prepared.mark])
-        assert audit.entries == 64 * (len(done) - 1) + 1
+        assert audit.entries == 64 * len(done) + 1
 
 
 @pytest.fixture
@@ -281,13 +289,13 @@ def test_a_full_disk_is_survived_and_the_signer_ends_in_order(small_disk: Path, 
     with harness.running(tmp_path, **settings) as signer:
         (tmp_path / "journal").symlink_to(small_disk / "journal")  # where `check_after_full_disk` looks
         worker = signer.connect()
-        done = fill_up(signer, worker)
+        done = fill_up(worker)
         # Nobody else leaves an octet either.
         fill_with_ballast(small_disk / "ballast")
         for number in range(3):
             prepared = worker.call(Prepare(1, tuple(large_item(100_000 + 64 * number + more) for more in range(64))))
-            assert {item.code for item in worker.call(seals(prepared)).items} == {Code.SIGNER_UNAVAILABLE}
-        check_after_full_disk(signer, worker, done)
+            check_refused(prepared)
+        check_after_full_disk(signer, done)
         signer.process.terminate()
         assert signer.wait() == 0
         assert list(read_journal(small_disk / "journal", 0))[-1].kind is Kind.CLOSED
@@ -308,7 +316,7 @@ def test_a_write_that_comes_up_short_stops_the_signer_and_is_cut(tmp_path: Path)
         worker = signer.connect()
         # Within what was set aside already, so that no check before the write can see it coming.
         resource.prlimit(signer.process.pid, resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
-        done = fill_up(signer, worker)
+        done = fill_up(worker)
         assert signer.wait() == 70
         assert all(isinstance(item, bytes) for _, sealed in done for item in sealed.items)
         signer.start()

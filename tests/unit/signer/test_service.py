@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -292,6 +294,44 @@ def test_a_clock_behind_the_journal_prepares_nothing(make: Any, harness: ModuleT
         assert isinstance(item, PreparedItem) is granted
 
 
+def test_a_start_under_a_wrong_clock_is_no_reason_to_refuse_when_it_is_right(
+    make: Any, harness: ModuleType, tmp_path: Path
+):
+    """What is written at a start says when the journal was opened, not that anything was issued then."""
+    signer = make()
+    prepared = prepare(signer, harness, 1)
+    signer.seal([Seal(1, seals(*prepared.items))], NOW)
+    signer.journal.close(NOW)
+    ahead = NOW + timedelta(days=3650)
+    Journal.open(tmp_path / "journal", 0, ahead).close(ahead)
+    signer.journal = Journal.open(tmp_path / "journal", 0, NOW)
+    (item,) = prepare(signer, harness, 2).items
+    assert isinstance(item, PreparedItem)
+    signer.journal.close(NOW)
+
+
+def test_a_full_disk_is_found_before_anything_is_spent(make: Any, harness: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is prepared that could not be journaled, the report says why, and room that is back is used."""
+    signer = make(limit=3000)
+    room = os.posix_fallocate
+
+    def full(_fd: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    granted = 0
+    while isinstance(item := prepare(signer, harness, granted).items[0], PreparedItem):
+        granted += 1  # what was set aside before is there to be used
+        assert granted < 2000
+    assert item.code is Code.SIGNER_UNAVAILABLE
+    assert "no room" in item.detail
+    assert signer.prepared == granted
+    assert "no room" in signer.report(Status(1), {}, NOW).hindrance
+    monkeypatch.setattr(os, "posix_fallocate", room)
+    assert isinstance(prepare(signer, harness, 5000).items[0], PreparedItem)
+    assert signer.report(Status(1), {}, NOW).hindrance == ""
+
+
 def test_an_answer_longer_than_a_frame_is_left_to_be_resumed(make: Any, harness: ModuleType):
     signer = make(limit=1000)
     prepared: list[Any] = []
@@ -310,13 +350,14 @@ def test_the_report_counts(make: Any, harness: ModuleType):
     signer = make()
     prepared = prepare(signer, harness, 1, 2, 3)
     signer.seal([Seal(1, seals(*prepared.items[:2]))], NOW)
-    report = signer.report(Status(6), {"turns": 4})
+    report = signer.report(Status(6), {"turns": 4}, NOW)
     assert (report.number, report.journal, report.prepared) == (6, signer.journal.name, 1)
     assert report.ecosystems == {harness.ECOSYSTEM: [harness.VERSION]}
     assert report.counters["prepare_items"] == 3
     assert report.counters["seal_items"] == 2
     assert report.counters["turns"] == 4
     assert report.counters["journal_bytes"] > 0
+    assert report.hindrance == ""
 
 
 def test_the_journal_of_a_signer_can_be_audited(make: Any, harness: ModuleType, tmp_path: Path):
