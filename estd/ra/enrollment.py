@@ -43,6 +43,11 @@ _GROUP_SIZE: Final = 64
 _TURNS_TO_GATHER: Final = 4
 """Turns of the event loop a group waits before it leaves. A turn of an idle loop takes microseconds; a turn of a busy one
 brings more requests, and each that comes along spares a share of two commits and a flush."""
+_BUSY_FROM: Final = 4
+_ENOUGH: Final = 32
+_GATHER_SECONDS: Final = 0.02
+"""After a group of `_BUSY_FROM` or more the next one gathers for as long as that one took, but no longer than this, nor
+beyond `_ENOUGH`: twice as large a group halves what each certificate pays for commits and flushes."""
 _WAITING_AT_MOST: Final = IN_HAND_AT_MOST
 _DEADLINE_SECONDS: Final = 15.0
 _STORE_ATTEMPTS: Final = 3
@@ -77,6 +82,9 @@ class Enrollment:
         self._observe = observe
         self._gathering: FairQueue[_Waiting] = FairQueue()
         self._is_group_out = False
+        self._left_at = 0.0
+        self._left_with = 0
+        self._until_enough: asyncio.TimerHandle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -101,8 +109,11 @@ class Enrollment:
 
     async def drain(self) -> None:
         """Wait until everything under way has an answer."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._under_way or self._gathering:
+            if self._under_way:
+                await asyncio.wait(self._under_way)
+            else:
+                await asyncio.sleep(_GATHER_SECONDS)
 
     async def settle(self, intent: Intent) -> bytes | None:
         """Find out what became of an intent that has no result, and record it.
@@ -140,6 +151,8 @@ class Enrollment:
         if not self._is_group_out:
             self._is_group_out = True
             self._send_group(_TURNS_TO_GATHER)
+        elif self._until_enough is not None and len(self._gathering) >= _ENOUGH:
+            self._send_gathered()
         # A timer on the answer costs a fraction of asyncio.timeout, and an order waits for nothing else.
         deadline = loop.call_at(give_up_at, _give_up, waiting)
         try:
@@ -154,6 +167,7 @@ class Enrollment:
             loop.call_soon(self._send_group, turns - 1)
             return
         group = self._gathering.take(_GROUP_SIZE)
+        self._left_at, self._left_with = loop.time(), len(group)
         task = loop.create_task(self._carry_out(group))
         self._under_way.add(task)
         task.add_done_callback(self._end_group)
@@ -161,8 +175,20 @@ class Enrollment:
     def _end_group(self, task: asyncio.Task[None]) -> None:
         self._end(task)
         self._is_group_out = bool(self._gathering)
-        if self._is_group_out:
+        if not self._is_group_out:
+            return
+        if self._left_with < _BUSY_FROM or len(self._gathering) >= _ENOUGH:
             self._send_group(_TURNS_TO_GATHER)
+            return
+        loop = asyncio.get_running_loop()
+        pause = min(loop.time() - self._left_at, _GATHER_SECONDS)
+        self._until_enough = loop.call_later(pause, self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        if self._until_enough is not None:
+            self._until_enough.cancel()
+            self._until_enough = None
+            self._send_group(0)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
