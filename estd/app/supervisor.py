@@ -32,6 +32,7 @@ from estd.app.control import Control
 from estd.app.handover import Estate, Heir, become_successor, find_estate, try_program
 from estd.app.listening import open_listener
 from estd.app.ops import OpsServer
+from estd.app.readiness import Readiness
 from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
 from estd.app.witness import Witness
@@ -122,6 +123,11 @@ class Supervisor:
         self._stack.push_async_callback(self._pool.close)
         self._enrollment = Enrollment(self._store, self._pool, _now, _ignore)
         journals = config.data_directory / "journal"
+        self._readiness = Readiness(
+            self._signer_controls,
+            lambda name: any(child.ready for child in self._signers if child.name == name),
+            None if self._private is None else config.data_directory / "postgres",
+        )
         self._witness = Witness(self._store, self._pool, self._enrollment, journals, self._signer_controls)
         await self._witness.check()
         await self._renew_certificate()
@@ -133,6 +139,7 @@ class Supervisor:
         self._tasks = [
             self._task(self._follow()),
             self._task(self._settle()),
+            self._task(self._readiness.watch()),
             self._task(self._watch_database()),
             self._task(self._renew()),
             self._task(self._witness.run()),
@@ -467,10 +474,13 @@ class Supervisor:
         except Unavailable as reason:
             missing["database"] = reason.detail
         else:
-            if self._witness.problem is not None:
-                missing["database"] = self._witness.problem
+            problem = self._witness.problem or self._readiness.database
+            if problem is not None:
+                missing["database"] = problem
         if not any(child.ready for child in self._signers):
             missing["signers"] = "none is ready"
+        elif self._readiness.signers is not None:
+            missing["signers"] = self._readiness.signers
         if not any(child.ready for child in self._workers):
             missing["workers"] = "none is ready"
         if self._stop.is_set():

@@ -21,7 +21,6 @@ Mounting takes root. An ordinary user can try the journal alone: there the size 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -144,9 +143,14 @@ def _try_part(report: Report, part: Part, options: argparse.Namespace) -> None:
             crowd = Crowd(stage, options.devices, pause_seconds=0.05, patience_seconds=150.0, seed=options.seed)
             crowd.start()
             _wait(lambda: crowd.delivered >= WARM_CERTIFICATES, 60.0, "the devices get certificates")
-            readiness, seconds = _fill(stage, crowd.record, part, disk)
+            log = LogSwitch(stage) if part == "wal" else None
+            readiness, seconds = _fill(stage, crowd.record, disk, log)
+            if log is not None:
+                report.claim("wal: PostgreSQL stopped for want of room", log.broke)
+                log.close()
             before = crowd.delivered
             disk.free()
+            report.say("emptied")
             freed = time.monotonic()
             _wait(lambda: crowd.delivered > before + WARM_CERTIFICATES, BACK_SECONDS, "certificates flow again")
             report.figures["seconds"] = {
@@ -160,19 +164,19 @@ def _try_part(report: Report, part: Part, options: argparse.Namespace) -> None:
             stage.keep |= not report.holds
 
 
-def _fill(stage: Stage, record: Record, part: Part, disk: Disk) -> tuple[list[tuple[int, str]], float]:
+def _fill(stage: Stage, record: Record, disk: Disk, log: LogSwitch | None) -> tuple[list[tuple[int, str]], float]:
     """Fill the disk until no certificate comes any more, and then for a while; what /readyz said in that while."""
     started = time.monotonic()
     readiness: list[tuple[int, str]] = []
     while True:
         disk.fill()
-        if part == "wal":
-            asyncio.run(_switch_wal(stage))
+        if log is not None:
+            log.switch()
         last = max(started, record.delivered[-1])
         if time.monotonic() - last > FULL_SECONDS:
             return readiness, last - started
         if time.monotonic() - started > STOP_SECONDS + FULL_SECONDS:
-            raise RuntimeError(f"{part}: certificates still come {STOP_SECONDS:.0f} s after the disk was filled")
+            raise RuntimeError(f"certificates still come {STOP_SECONDS:.0f} s after the disk was filled")
         if time.monotonic() - last > FULL_SECONDS / 2:
             readiness.append(stage.readiness())
         time.sleep(0.1)
