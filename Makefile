@@ -1,13 +1,13 @@
-# The whole life of estd in five targets. Everything is built below .venv/ and .venv-dev/; nothing else is installed.
+# The whole life of estd in six targets. Everything is built below .venv/ and .venv-dev/; nothing else is installed.
 #   make demo    a fleet enrolls before your eyes           make check   types, lint, import contracts, notes
 #   make test    the suite, against the wheel it builds     make bench   cost per certificate, as ratios
-#   make lock    renew the lock files
+#   make lock    renew the lock files                       make load    Locust devices against a server
 
 PYTHON ?= python3
 SOURCES := $(shell find estd -type f -not -path '*/__pycache__/*') pyproject.toml README.md
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check bench load lock clean
 
 demo: .venv/ready
 	.venv/bin/estd demo $(ARGS)
@@ -24,6 +24,10 @@ check: .venv-dev/ready
 
 bench: .venv-dev/ready
 	.venv-dev/bin/python loadtest/bench.py $(ARGS)
+
+# UI=1: Locust's page. HERD=N: N devices in the same second. HOST=https://...: a server of yours; see ARGS=--help.
+load: .venv-dev/ready
+	.venv-dev/bin/python loadtest/load.py $(if $(UI),--ui) $(if $(HERD),--herd $(HERD)) $(if $(HOST),--host $(HOST)) $(ARGS)
 
 # A wheel is built first and everything runs from it, so that what is tested is what is shipped.
 .venv/ready: requirements.lock $(SOURCES)

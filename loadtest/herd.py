@@ -5,27 +5,30 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import devices
 import pool
 from gevent.event import Event
-from locust import LoadTestShape, events, task
+from locust import LoadTestShape, task
 from locust.exception import StopUser
 
 _FLEET = len(devices.waiting[pool.RENEWING])
 _ready = Event()
 
 
-@events.spawning_complete.add_listener
-def _start(**_: Any) -> None:
-    _ready.set()
-
-
 class HerdDevice(devices.Renewing):
     """Waits for the others, renews, leaves."""
 
+    prepared: ClassVar[int] = 0
     done: ClassVar[int] = 0
+
+    def on_start(self) -> None:
+        """Be ready; the last one opens the gate."""
+        super().on_start()
+        HerdDevice.prepared += 1
+        if HerdDevice.prepared == _FLEET:
+            _ready.set()
 
     @task
     def once(self) -> None:
