@@ -1,0 +1,18 @@
+-- Rights on the tables, as estd_owner, after each migration: psql -v ON_ERROR_STOP=1 -d estd -f grants.sql
+-- Everybody reads (the defaults in roles.sql); here is who writes what. Nobody may UPDATE or DELETE history.
+
+-- The running servers: an issuance and its traces.
+GRANT INSERT, UPDATE ON intent TO estd;
+GRANT INSERT, DELETE ON unresolved_intent TO estd;
+GRANT INSERT ON certificate, event, audit_link TO estd;
+
+-- An operator's commands.
+GRANT INSERT ON node, ecosystem, ecosystem_version, issuer TO estd_admin;
+GRANT UPDATE (label) ON ecosystem TO estd_admin; -- to lock the row while a new version is written
+GRANT INSERT ON enrollment_code, revocation, event, audit_link TO estd_admin;
+GRANT INSERT, UPDATE ON device TO estd_admin;
+
+-- audit reconcile, after the database was set back: writes what the journal proves.
+GRANT INSERT, UPDATE ON intent TO estd_admin;
+GRANT INSERT, DELETE ON unresolved_intent TO estd_admin;
+GRANT INSERT ON certificate TO estd_admin;

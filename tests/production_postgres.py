@@ -1,0 +1,134 @@
+"""A PostgreSQL as ``deploy/postgresql`` sets one up: its settings, its pg_hba.conf, its roles; from the wheel's programs.
+
+What differs from production: it listens on loopback, without TLS (the wheel's PostgreSQL is built without it), and the
+superuser comes in by its private socket without being asked who it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from estd.store.launcher import find_binaries, find_launcher
+from estd.store.private import VERSION
+
+SHIPPED = Path(__file__).parents[1] / "deploy" / "postgresql"
+ROLES = ("estd_owner", "estd", "estd_admin", "estd_auditor")
+
+
+class ProductionPostgres:
+    """One server in `folder`, which others may enter and which is on a path short enough for a socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.archive = folder / "archive"
+        self.sockets = folder / "socket"
+        self.binaries = find_binaries(VERSION)
+        self.launcher = find_launcher(self.data, self.binaries)
+        self.passwords = {role: secrets.token_urlsafe(16) for role in ROLES}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        for directory in (self.archive, self.sockets):
+            self.launcher.own_directory(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "postgresql.log"
+
+    def create(self) -> None:
+        """Make the cluster, start it, and set up roles and database."""
+        self.launcher.own_directory(self.data)
+        self.run("initdb", "-D", str(self.data), "-U", "postgres", "--auth=trust", "--data-checksums", "-E", "UTF8")
+        self.configure()
+        self.start()
+        self.psql("postgres", "-f", str(SHIPPED / "roles.sql"))
+        for role, password in self.passwords.items():
+            self.psql("postgres", "-c", f"ALTER ROLE {role} PASSWORD '{password}'")
+
+    def configure(self) -> None:
+        """Put the shipped files where PostgreSQL reads them, with places of this machine in them."""
+        conf = (SHIPPED / "estd.conf").read_text(encoding="utf-8").replace("/var/lib/estd-archive", str(self.archive))
+        conf += f"\nport = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.sockets}'\n"
+        hba = (SHIPPED / "pg_hba.conf").read_text(encoding="utf-8").replace("192.0.2.0/28", "127.0.0.1/32")
+        hba = re.sub(r"^hostssl ", "host ", hba, flags=re.MULTILINE).replace("peer", "trust")
+        self._give("postgresql.auto.conf", conf)
+        self._give("pg_hba.conf", f"{hba}local replication postgres trust\n")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("ab") as output:
+            self._process = self.launcher.popen([str(self.binaries / "postgres"), "-D", str(self.data)], output)
+        deadline = time.monotonic() + 60
+        while True:
+            ready = self.popen("pg_isready", "-h", str(self.sockets), "-p", str(self.port), "-q")
+            if ready.wait(20) == 0:
+                return
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop it in order, or as a power cut does."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGQUIT if kill else signal.SIGINT)
+        self._process.wait(60)
+        self._process = None
+
+    def url(self, role: str) -> str:
+        """The database, as that role sees it: over TCP, by password."""
+        return f"postgresql://{role}:{self.passwords[role]}@127.0.0.1:{self.port}/estd"
+
+    def psql(self, database: str, *arguments: str, role: str = "postgres") -> str:
+        """psql as the superuser, or as a role."""
+        own = ["-h", "127.0.0.1"] if role != "postgres" else ["-h", str(self.sockets)]
+        return self.run(
+            "psql",
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            *own,
+            "-p",
+            str(self.port),
+            "-U",
+            role,
+            "-d",
+            database,
+            *arguments,
+            password=self.passwords.get(role),
+        )
+
+    def popen(self, program: str, *arguments: str, password: str | None = None) -> subprocess.Popen[bytes]:
+        """One of PostgreSQL's programs, as the account that runs the server."""
+        environment = [f"PGPASSWORD={password}"] if password is not None else []
+        command = ["/usr/bin/env", *environment, str(self.binaries / program), *arguments]
+        output = (self.folder / "output").open("wb")
+        try:
+            return self.launcher.popen(command, output)
+        finally:
+            output.close()
+
+    def run(self, program: str, *arguments: str, password: str | None = None) -> str:
+        """The same, to its end, which has to be good; what it said."""
+        process = self.popen(program, *arguments, password=password)
+        status = process.wait(120)
+        said = (self.folder / "output").read_text(encoding="utf-8", errors="replace")
+        assert status == 0, said
+        return said
+
+    def _give(self, name: str, text: str) -> None:
+        path = self.data / name
+        path.write_text(text, encoding="utf-8")
+        if os.geteuid() == 0:
+            shutil.chown(path, self.launcher.account.uid, self.launcher.account.gid)
+        path.chmod(0o600)
