@@ -42,6 +42,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "signer": ("estd.cli.signer:signer", "Run a signer on its own, apart from the server."),
     "apply": ("estd.cli.apply:apply", "Put the rules of an ecosystem into force."),
     "enroll": ("estd.cli.enroll:enroll", "Get or renew this device's certificate."),
+    "batch": ("estd.cli.batch:batch", "Get certificates for many devices at once, as a factory line does."),
     "ecosystem": ("estd.cli.ecosystem:ecosystem", "Look at ecosystems."),
     "issuer": ("estd.cli.issuer:issuer", "Look at CA certificates and export them."),
     "profile": ("estd.cli.profile:profile", "Look at the rules for certificates."),

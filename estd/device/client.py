@@ -14,7 +14,7 @@ import base64
 import contextlib
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,11 +41,14 @@ from estd.errors import Invalid, Problem
 from estd.wire.csrattrs import Wanted
 
 ROOT: Final = "/.well-known/est"
+BATCH_ROOT: Final = "/estd"
 BODY_AT_MOST_BYTES: Final = 1024 * 1024
 _DEFAULT_PAUSE_SECONDS: Final = 5
 _BROKEN_PAUSE_SECONDS: Final = 1
 _ANSWER_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 15.0
+_BATCH_SILENCE_SECONDS: Final = 45.0
+"""Longer than a server needs for whatever it was sent; shorter than its own patience with a batch that sends nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class EstClient:
     ) -> None:
         self._origin = read_origin(url)
         self._base = f"{ROOT}/{label}" if label else ROOT
+        self._label = label or ""
         self._context = _build_context(trust, credential)
         self._authorization = _write_basic(credential)
         self._patience = patience
@@ -151,6 +155,27 @@ class EstClient:
         """RFC 7030 §4.2.2: a successor of the certificate that this client shows in TLS."""
         return await self._enroll("simplereenroll", request)
 
+    async def send_batch(self, lines: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Send lines of a batch; what the server answers meanwhile, in pieces of any size (`estd.est.batch`).
+
+        One try, with a server that is estd: what is to be sent again is for the caller to say.
+
+        Raises:
+            ServerRefused, TryLater, WrongServer: see `estd.device.answers`; at the beginning or half-way.
+        """
+        assert self._session is not None, "use the client as `async with`"
+        url = self._origin.with_path(f"{BATCH_ROOT}/{self._label}/batch" if self._label else f"{BATCH_ROOT}/batch")
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=_BATCH_SILENCE_SECONDS)
+        with self._explained():
+            async with self._session.post(
+                url, data=lines, headers={"Content-Type": "text/csv"}, allow_redirects=False, timeout=timeout
+            ) as response:
+                if response.status != 200:
+                    self._judge(response, "batch", await _read_capped(response))
+                    raise WrongServer(f"the server answered a batch with status {response.status}")
+                async for piece in response.content.iter_any():
+                    yield piece
+
     async def _enroll(self, operation: str, request: SigningRequest) -> x509.Certificate:
         body = await self._ask("POST", operation, base64.b64encode(request.der))
         return choose_certificate(read_certificates(body), request.spki)
@@ -178,11 +203,17 @@ class EstClient:
             if self._authorization is not None:
                 headers["Authorization"] = self._authorization
         url = self._origin.with_path(f"{self._base}/{operation}")
-        try:
+        with self._explained():
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 return self._judge(response, operation, await _read_capped(response))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever breaks in here is told in our words."""
+        try:
+            yield
         except aiohttp.ClientSSLError as error:
             raise WrongServer(_explain_tls(error, self._origin)) from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
