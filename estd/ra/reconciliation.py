@@ -160,6 +160,7 @@ class Reconciliation:
         Raises:
             Unavailable: the database or a signer does not answer; what was done stands, and repeating goes on with it.
         """
+        await self._read_issuers()
         for blocks in _in_groups(self._blocks()):
             for one in await self._find_lost(blocks, Report()):
                 await self._restore_one(one, report)
