@@ -35,7 +35,10 @@ class Readiness:
         self._is_ready = is_ready
         self._directory = directory
         self.signers: str | None = None
-        """Why no signer can prepare anything; None while one can, or while none is there to be asked."""
+        """Which signer cannot prepare anything, and why; None while all can that are there to be asked.
+
+        One is enough: the workers that call it first have nothing from its neighbour.
+        """
         self.database: str | None = None
         """What is wrong with the private database's disk."""
 
@@ -47,7 +50,6 @@ class Readiness:
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def _ask_signers(self) -> str | None:
-        found = None
         for name, control in list(self._controls.items()):
             if not self._is_ready(name):
                 continue
@@ -55,10 +57,9 @@ class Readiness:
                 report = await control.status()
             except (Broken, OSError, TimeoutError):
                 continue  # it ended; whoever keeps it alive says so
-            if not report.hindrance:
-                return None
-            found = report.hindrance
-        return found
+            if report.hindrance:
+                return f"{name}: {report.hindrance}"
+        return None
 
 
 def find_full_disk(directory: Path) -> str | None:

@@ -234,7 +234,7 @@ class Signer(Generic[_Approved]):
     def report(self, request: Status, counters: dict[str, int | float], now: datetime) -> StatusReport:
         """The state of this signer, with the counters of whoever serves it."""
         journal = self.journal.counters
-        hindrance = self._find_hindrance(now, 1)
+        hindrance = self._find_hindrance(now, _GROUP_ITEMS)
         own = {name: getattr(self.counters, name) for name in Counters.__dataclass_fields__}
         return StatusReport(
             number=request.number,
@@ -414,6 +414,8 @@ _FAULT: Final = RefusedItem(Code.INTERNAL, "the signer met a fault of its own")
 _TOO_LONG: Final = RefusedItem(Code.OVERLOADED, "the answer is too long for one frame; resume it")
 _ITEMS_MAX_BYTES: Final = FRAME_MAX_BYTES // 2
 _ITEM_OVERHEAD_BYTES: Final = 8
+_GROUP_ITEMS: Final = 64
+"""What a signer has to find room for to be called able: a large group, so that small ones do not seem to say it is."""
 _ENTRY_BYTES: Final = 4096
 """Room that a journal entry finds, generously: to-be-signed bytes, request key and note."""
 _NEWEST: Final = 256

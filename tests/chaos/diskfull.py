@@ -21,6 +21,7 @@ Mounting takes root. An ordinary user can try the journal alone: there the size 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -117,6 +118,35 @@ def limited_files(stage: Stage) -> Iterator[Disk]:
     yield Disk(lambda: limit(1), lambda: limit(resource.RLIM_INFINITY))
 
 
+class LogSwitch:
+    """A connection, made while there is room, that makes PostgreSQL begin the next segment of its write-ahead log."""
+
+    def __init__(self, stage: Stage) -> None:
+        url = url_of(str(stage.place.data / "postgres" / "socket"), role=SUPERUSER, database="postgres")
+        self._loop = asyncio.new_event_loop()
+        self._connection = self._loop.run_until_complete(asyncpg.connect(url, timeout=5))
+        self.broke = False
+        """Whether PostgreSQL went down over it."""
+
+    def switch(self) -> None:
+        """Begin one, if PostgreSQL still runs."""
+        if self.broke:
+            return
+        try:
+            # A segment without a record is not left.
+            call = self._connection.execute(
+                "SELECT pg_logical_emit_message(false, 'x', 'x'), pg_switch_wal()", timeout=5
+            )
+            self._loop.run_until_complete(call)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.broke = True
+
+    def close(self) -> None:
+        """Let go."""
+        self._connection.terminate()
+        self._loop.close()
+
+
 def act(report: Report, options: argparse.Namespace) -> None:
     """One run."""
     for part in options.part or PARTS:
@@ -126,10 +156,12 @@ def act(report: Report, options: argparse.Namespace) -> None:
             report.say(f"{part}: skipped, a disk of its own takes root")
             continue
         report.say(part)
-        figures = report.figures
-        report.figures = figures[part] = {}
-        _try_part(report, part, options)
-        report.figures = figures
+        all_figures, report.figures = report.figures, {}
+        all_figures[part] = report.figures
+        try:
+            _try_part(report, part, options)
+        finally:
+            report.figures = all_figures
 
 
 # --- private -----------------------------------------------------------------------------------------------------------
@@ -180,19 +212,6 @@ def _fill(stage: Stage, record: Record, disk: Disk, log: LogSwitch | None) -> tu
         if time.monotonic() - last > FULL_SECONDS / 2:
             readiness.append(stage.readiness())
         time.sleep(0.1)
-
-
-async def _switch_wal(stage: Stage) -> None:
-    """Make PostgreSQL begin the next segment of its write-ahead log."""
-    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, RuntimeError):
-        socket = stage.place.data / "postgres" / "socket"
-        connection = await asyncpg.connect(url_of(str(socket), role=SUPERUSER, database="postgres"), timeout=2)
-        try:
-            await connection.execute(
-                "SELECT pg_logical_emit_message(false, 'ballast', 'x'), pg_switch_wal()", timeout=2
-            )
-        finally:
-            await connection.close(timeout=1)
 
 
 def _judge(report: Report, part: Part, record: Record, readiness: list[tuple[int, str]]) -> None:
