@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -220,7 +219,7 @@ def test_what_the_database_forgot_comes_back_byte_for_byte(folder: Path) -> None
         newest = journal.with_name("journal-newest")
         journal.rename(newest)
         kept.rename(journal)
-        os.chmod(journal, 0o700)
+        journal.chmod(0o700)
         status, _, complaint = site.audit("reconcile")
         assert status == 2
         assert "older than the database" in complaint
