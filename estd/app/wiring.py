@@ -17,8 +17,9 @@ from estd.app.worker import WorkerSettings
 from estd.audit import Event
 from estd.errors import Invalid, Unavailable
 from estd.est import messages
-from estd.est.operations import Est
+from estd.est.operations import Est, takes_stream
 from estd.ra.admission import Admission
+from estd.ra.bulk import Bulk
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
@@ -47,9 +48,12 @@ class Worker:
         self._signers = signers
         self._enrollment = Enrollment(store, signers, _now, metrics.observe_issuance)
         self._trail = Trail(store)
+        self._bulk = Bulk(store, signers, self._enrollment, self._trail, _now, metrics.observe_issuance)
         self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
-        self._est = Est(directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas)
-        self._site = Site(self._est.answer, messages.write_refusal)
+        self._est = Est(
+            directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas, self._bulk
+        )
+        self._site = Site(self._est.answer, messages.write_refusal, takes_stream)
         self._limits = _fit_limits()
         self._gate = Gate(self._limits, soon=asyncio.get_running_loop().call_soon)
         self._context = build_context(settings.tls_chain.encode(), settings.tls_key.encode())
@@ -115,6 +119,7 @@ class Worker:
     async def drain(self, seconds: float, grace_seconds: float) -> None:
         """Answer what is in hand or about to come, then let go of everything."""
         await self._site.drain(seconds, grace_seconds, lambda: not self._gate.active)
+        await self._bulk.drain()
         await self._enrollment.drain()
         if self._follower is not None:
             self._follower.cancel()
