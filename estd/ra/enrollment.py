@@ -243,7 +243,14 @@ class Enrollment:
             )
             for waiting in group
         ]
-        journal, results = await self._signers.prepare(items)
+        try:
+            journal, results = await self._signers.prepare(items)
+        except Unavailable as lost:
+            if lost.code is not Code.SIGNER_UNAVAILABLE or not self._signers.live:
+                raise
+            # Its signer stopped or died, and nothing can come of what it prepared; another one answers.
+            _fail(group, _StartOver())
+            return "", []
         prepared: list[tuple[_Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):

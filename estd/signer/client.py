@@ -74,6 +74,10 @@ class SignerPool:
         """
         slot = await self._choose()
         answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
+        first = answer.items[0] if answer.items else None
+        if isinstance(first, RefusedItem) and first.code is Code.SIGNER_UNAVAILABLE:
+            # It is stopping, or has not heard of a new version yet; it may still seal what it prepared before.
+            slot.avoid_until = asyncio.get_running_loop().time() + _AVOID_SECONDS
         return answer.mark, list(answer.items)
 
     async def seal(self, journal: str, items: Sequence[SealItem]) -> list[bytes | RefusedItem]:
@@ -133,7 +137,9 @@ class SignerPool:
                     await self._some_live.wait()
             except TimeoutError:
                 raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer answers") from None
-        return min((slot for slot in self._preferred if slot.channel is not None), key=lambda slot: slot.load)
+        now = asyncio.get_running_loop().time()
+        live = (slot for slot in self._preferred if slot.channel is not None)
+        return min(live, key=lambda slot: (slot.avoid_until > now, slot.load))
 
     def _notice(self) -> None:
         """A slot came or went."""
@@ -159,6 +165,8 @@ class _Slot:
         self.journal: str | None = None
         self.load = 0
         """Items on their way."""
+        self.avoid_until = 0.0
+        """As long as another slot answers."""
         self._deadline_seconds = deadline_seconds
         self._number = 0
         self._notice = notice
@@ -309,5 +317,6 @@ def _give_up(future: asyncio.Future[Answer]) -> None:
         future.set_exception(Unavailable(Code.SIGNER_UNAVAILABLE, "the signer did not answer in time"))
 
 
+_AVOID_SECONDS: Final = 1.0
 _FIRST_PAUSE_SECONDS: Final = 0.02
 _LONGEST_PAUSE_SECONDS: Final = 0.25

@@ -198,6 +198,28 @@ async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_pat
         await pool.close()
 
 
+async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path, harness: ModuleType):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with harness.running(tmp_path / "a", slot=0) as home, harness.running(tmp_path / "b", slot=1) as other:
+        pool = SignerPool([home.path, other.path])
+        await live(pool, 2)
+        try:
+            mark, prepared = await pool.prepare([harness.item(1)])  # which keeps its slot alive for a while
+            os.kill(home.process.pid, signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while True:
+                    _, answers = await pool.prepare([harness.item(2)])
+                    if isinstance(answers[0], RefusedItem):
+                        break
+            for number in range(20):
+                _, answers = await pool.prepare([harness.item(100 + number)])
+                assert isinstance(answers[0], PreparedItem)
+            assert all(isinstance(one, bytes) for one in await pool.seal(mark, seals(prepared)))
+        finally:
+            await pool.close()
+
+
 async def test_the_other_slot_goes_on(tmp_path: Path, signers: list[Any], harness: ModuleType):
     with harness.running(tmp_path, slot=5) as signer:
         pool = SignerPool([signer.path, signers[0].path])
