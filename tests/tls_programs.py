@@ -56,7 +56,9 @@ class Client:
         )
         self._process.stdin.write(head.encode() + body)
         self._process.stdin.flush()
-        answer = self._expect(re.compile(rb"HTTP/1\.1 (\d+) .*?\r\nContent-Length: (\d+)\r\n.*?\r\n\r\n", re.DOTALL))
+        answer = self._expect(
+            re.compile(rb"HTTP/1\.1 (\d+) .*?\r\nContent-Length: (\d+)\r\n(?:.*?\r\n)?\r\n", re.DOTALL)
+        )
         whole = self._expect(re.compile(re.escape(answer[0]) + b"(.{%d})" % int(answer[2]), re.DOTALL))
         return int(answer[1]), whole[1]
 

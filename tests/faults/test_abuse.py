@@ -626,7 +626,7 @@ def test_a45_guessing_is_paused_however_the_name_is_spelled(live: Live) -> None:
             statuses.append(answer.status)
     assert set(statuses) == {401, 429}
     assert statuses == sorted(statuses)
-    assert 0 < int(answer.headers["retry-after"]) <= 300
+    assert 0 < int(answer.headers["retry-after"]) <= 300 * 5 / 4 + 1  # up to a quarter more, so that a crowd disperses
 
 
 def test_no_clock_of_ours_is_far_off(live: Live) -> None:
