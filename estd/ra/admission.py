@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 from cryptography import x509
 
 from estd.asn1.oids import OIDS
 from estd.errors import Code, Refused, Unavailable
 from estd.names import device_name, normalise_device
-from estd.ra.directory import Directory, LiveEcosystem, Place
+from estd.ra.directory import Directory, Place
 from estd.ra.paths import Path, check_window, validate_path
 from estd.store.contract import Device, EnrollmentCode, Store, StoredCertificate
 from estd.wire.exchange import Peer
@@ -43,8 +44,7 @@ class Purpose(enum.Enum):
     BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(msgspec.Struct, frozen=True):
     """A checked credential of one ecosystem.
 
     `identity` names the credential itself (``x509:SHA256`` of the certificate, ``code:DEVICE``), `device` is what an
@@ -103,7 +103,7 @@ class Admission:
             # A code is shown on purpose, a TLS certificate often is not (RFC 7030 §3.2.3): the code decides.
             credential = await self._admit_code(place, authorization, now)
         elif peer.certificates:
-            credential = await self._admit_certificate(directory, place.ecosystem, peer, now)
+            credential = await self._admit_certificate(directory, place, peer, now)
         else:
             raise Refused(Code.CREDENTIAL_MISSING, _MISSING[purpose], "RFC 7030 §3.2.3")
         if purpose is Purpose.ENROLL and _renews_instead(place, credential):
@@ -121,14 +121,17 @@ class Admission:
 
     # --- certificates --------------------------------------------------------------------------------------------
 
-    async def _admit_certificate(
-        self, directory: Directory, ecosystem: LiveEcosystem, peer: Peer, now: datetime
-    ) -> Credential:
+    async def _admit_certificate(self, directory: Directory, place: Place, peer: Peer, now: datetime) -> Credential:
+        ecosystem = place.ecosystem
         key = (ecosystem.ecosystem_id, ecosystem.version)
         path: Path | None = peer.memo.get(key)
         if path is None:
             path = peer.memo[key] = validate_path(ecosystem, peer, now)
-        check_window(path, now)
+        try:
+            check_window(path, now)
+        except Refused:
+            _doubt_clock(place, now)
+            raise
         if path.issuer is not None and (path.issuer.record.issuer_id, path.serial) in directory.revoked:
             raise _revoked()
         credential: Credential | None = peer.memo.get(path)
@@ -179,6 +182,7 @@ class Admission:
             self._count_failure(ecosystem.ecosystem_id, device, now)
             raise Refused(Code.CREDENTIAL_INVALID, "unknown device or wrong enrollment code", "RFC 7030 §3.2.3")
         if match.expires_at is not None and match.expires_at <= now:
+            _doubt_clock(place, now)
             raise Refused(Code.CREDENTIAL_INVALID, "this enrollment code has expired", "RFC 7030 §3.2.3")
         if match.profile is not None and match.profile != place.profile.name:
             raise Refused(Code.NOT_AUTHORIZED, "this enrollment code is for another profile")
@@ -195,7 +199,8 @@ class Admission:
     def _check_pause(self, ecosystem_id: int, device: str, now: datetime) -> None:
         failures, last = self._failures.get((ecosystem_id, device), (0, now))
         waited = (now - last).total_seconds()
-        if failures >= _FAILURES_BEFORE_PAUSE and waited < _FAILURE_PAUSE_SECONDS:
+        # A clock that was set back ends the pause: nobody has to wait until it is there again.
+        if failures >= _FAILURES_BEFORE_PAUSE and 0 <= waited < _FAILURE_PAUSE_SECONDS:
             raise Unavailable(
                 Code.RATE_LIMITED,
                 "too many wrong enrollment codes for this device",
@@ -230,6 +235,7 @@ def read_user(authorization: str | None) -> str | None:
 
 # --- private -------------------------------------------------------------------------------------------------------
 
+_CLOCK_RETRY_SECONDS: Final = 60
 _CMC_RA: Final = x509.ObjectIdentifier(OIDS["cmcRA"])
 _MISSING: Final = {
     Purpose.ENROLL: "show a TLS client certificate or an enrollment code by HTTP Basic",
@@ -251,6 +257,17 @@ def _read_basic(authorization: str) -> tuple[str, str]:
     if not colon:
         raise Refused(Code.CREDENTIAL_INVALID, "the Basic credentials hold no colon (RFC 7617 §2)")
     return user, secret
+
+
+def _doubt_clock(place: Place, now: datetime) -> None:
+    """Before a credential is refused for its dates: is it our clock that is wrong?
+
+    Where the issuer itself would not be valid now, nothing can be issued anyway, and "come back" does a device no harm
+    while a 403 may make it give up.
+    """
+    named = [issuer for issuer in place.ecosystem.issuers if issuer.record.name == place.profile.issuer]
+    if named and not named[-1].certificate.not_valid_before_utc <= now <= named[-1].certificate.not_valid_after_utc:
+        raise Unavailable(Code.SIGNER_UNAVAILABLE, "the issuer is not valid now", _CLOCK_RETRY_SECONDS)
 
 
 def _revoked() -> Refused:

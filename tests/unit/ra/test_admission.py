@@ -197,12 +197,38 @@ async def test_an_expired_birth_certificate_counts_where_its_maker_is_excused(st
 
 
 async def test_time_is_judged_on_every_request_of_a_kept_connection(setting: Setting) -> None:
-    peer = make_peer(make_device(setting.maker, ends=NOW + timedelta(minutes=5)).der)
+    peer = make_peer(make_device(setting.maker, starts=NOW, ends=NOW + timedelta(minutes=5)).der)
     await setting.admit(peer)
     assert peer.memo
     await setting.admit(peer, now=NOW + timedelta(minutes=5))
     assert await setting.refusal(peer, now=NOW + timedelta(minutes=5, seconds=1)) is Code.CERTIFICATE_EXPIRED
-    assert await setting.refusal(peer, now=NOW - timedelta(days=2)) is Code.CERTIFICATE_NOT_YET_VALID
+    assert await setting.refusal(peer, now=NOW - timedelta(minutes=1)) is Code.CERTIFICATE_NOT_YET_VALID
+
+
+@pytest.mark.parametrize("wrong_by", [timedelta(days=-3650), timedelta(days=3652)])
+async def test_a_clock_at_which_nothing_could_be_issued_refuses_nobody_for_good(
+    setting: Setting, wrong_by: timedelta
+) -> None:
+    """A device that is turned away for its dates may give up; one that is told to come back does not."""
+    device = make_device(setting.maker, ends=NOW + timedelta(days=9))
+    await add_code(setting, expires_at=NOW + timedelta(days=9))
+    asked = [(make_peer(device.der), None)]
+    if wrong_by > timedelta():
+        asked.append((make_peer(), basic("pump-7", "ABCDE-12345")))
+    for peer, authorization in asked:
+        with pytest.raises(Unavailable) as caught:
+            await setting.admit(peer, authorization=authorization, now=NOW + wrong_by)
+        assert caught.value.code is Code.SIGNER_UNAVAILABLE
+
+
+async def test_a_clock_that_is_set_back_ends_a_pause(setting: Setting) -> None:
+    await add_code(setting)
+    for _ in range(10):
+        assert await setting.refusal(make_peer(), authorization=basic("pump-7", "guess")) is Code.CREDENTIAL_INVALID
+    authorization = basic("pump-7", "ABCDE-12345")
+    with pytest.raises(Unavailable):
+        await setting.admit(make_peer(), authorization=authorization, now=NOW)
+    assert (await setting.admit(make_peer(), authorization=authorization, now=NOW - timedelta(hours=1))).credential
 
 
 async def test_an_anchor_that_is_taken_away_counts_no_more_on_a_kept_connection(setting: Setting) -> None:
