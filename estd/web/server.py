@@ -90,6 +90,8 @@ class Site:
             async with asyncio.timeout(seconds):
                 if self.connections:
                     await asyncio.sleep(grace_seconds)
+                # One look at least: what the kernel and the loop hold, no protocol has been told of yet.
+                await asyncio.sleep(_DRAIN_LOOK_SECONDS)
                 while self._in_hand or not is_quiet():
                     await self._idle.wait()
                     await asyncio.sleep(_DRAIN_LOOK_SECONDS)

@@ -264,3 +264,12 @@ async def test_a_stop_under_load_leaves_nobody_without_an_answer(lasting: Site, 
     assert sorted(map(read_certificate, traffic.answers)) == sorted(await find_issued(database))
     assert await database.fetch("SELECT 1 FROM unresolved_intent") == []
     assert traffic.turned_away, "the stop came after the last device"
+
+
+def test_a_stop_hears_whoever_has_been_let_in(lasting: Site) -> None:
+    devices = lasting.devices[:3]
+    connections = [lasting.connect(device) for device in devices]
+    os.kill(lasting.process.pid, signal.SIGTERM)
+    for connection, device in zip(connections, devices, strict=True):
+        assert connection.request("POST", PATH, device.bodies[0])[0] == 200
+    assert lasting.process.wait(40) == 0, lasting.log

@@ -487,6 +487,17 @@ async def test_draining_answers_what_is_in_hand_and_closes_what_is_idle(house: H
         await draining
 
 
+async def test_a_drain_answers_what_has_come_and_is_not_read_yet(house: House) -> None:
+    async with await Client.open(house.floor) as client:
+        await client.get(post(b"x", last=False))
+        await client.send(post(b"unread", last=False))
+        await house.site.drain(5)
+        answer = await listen(client, 2)
+        assert statuses(answer) == [200]
+        assert b"unread" in answer
+        assert answer.endswith(b"<end>")
+
+
 async def test_a_drain_ends_at_its_deadline(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.desk.seconds = 30
     async with await Client.open(house.floor) as client:
