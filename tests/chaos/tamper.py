@@ -297,7 +297,7 @@ async def edit_ledger(connection: asyncpg.Connection, choose: random.Random) -> 
             ("certificate", "UPDATE certificate SET der = overlay(der placing '\\x00' from 60) WHERE serial = $1"),
             (
                 "certificate",
-                "UPDATE certificate SET der = overlay(der placing '\\x00ff' from length(der)) WHERE serial = $1",
+                "UPDATE certificate SET der = overlay(der placing '\\x00ff' from 99) WHERE serial = $1",
             ),
             ("certificate", "DELETE FROM certificate WHERE serial = $1"),
             ("intent", "DELETE FROM intent WHERE serial = $1"),

@@ -197,7 +197,8 @@ async def dump(database: Database) -> dict[str, list[str]]:
         columns: dict[str, list[str]] = {}
         for table, column in await connection.fetch(
             "SELECT table_name::text, column_name::text FROM information_schema.columns "
-            "WHERE table_schema = 'public' AND table_name NOT IN ('schema_migration', 'audit_link') ORDER BY ordinal_position"
+            "WHERE table_schema = 'public' AND table_name NOT IN ('schema_migration', 'audit_link') "
+            "ORDER BY ordinal_position"
         ):
             if column not in ("node_id", "parent_id", "ecosystem_id", "issuer_id", "code_id", "event_id"):
                 columns.setdefault(table, []).append(column)
