@@ -137,6 +137,8 @@ class Record:
     gave_up: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     """Seconds from a request's first attempt to its certificate."""
+    answer_seconds: list[float] = field(default_factory=list)
+    """Seconds from one attempt to its answer, whatever that was."""
 
 
 class Crowd:
@@ -218,9 +220,11 @@ class Crowd:
                 with self._lock:
                     self.record.gave_up.append(f"{name} {read_csr_sha256(body).hex()[:16]}")
                 return
+            asked = time.monotonic()
             answer = self._ask(context, body)
             with self._lock:
                 self.record.attempts += 1
+                self.record.answer_seconds.append(time.monotonic() - asked)
                 self.record.retries += not first and had == 0
                 self.record.asked_again += had > 0
             first = False

@@ -39,7 +39,7 @@ from stage import Process, Role, Stage
 
 Moment = Literal["random", "flush", "recovery"]
 
-VICTIMS: Final[dict[Role, int]] = {"worker": 40, "signer": 40, "backend": 14, "postmaster": 3, "supervisor": 3}
+VICTIMS: Final[dict[Role, int]] = {"worker": 30, "signer": 32, "backend": 32, "postmaster": 3, "supervisor": 3}
 """How often each is chosen, of a hundred: the cheap ones often, so that a storm is dense."""
 MOMENTS: Final[dict[Moment, int]] = {"random": 45, "flush": 35, "recovery": 20}
 RESTART_SECONDS: Final = 0.1
@@ -73,9 +73,10 @@ class Storm:
     failed_starts: int = 0
     _restart_at: float | None = None
 
-    def rage(self, count: int) -> None:
-        """Kill so often."""
-        while len(self.kills) < count:
+    def rage(self, count: int, seconds: float) -> None:
+        """Kill so often, or for so long."""
+        until = time.monotonic() + seconds
+        while len(self.kills) < count and time.monotonic() < until:
             moment = self._choose(MOMENTS)
             alone = self._wait_for_certificates() if moment != "recovery" or not self.kills else False
             self._let_pass(self.choices.random() * (0.6 if moment == "recovery" else 0.3))
@@ -159,7 +160,7 @@ def act(report: Report, options: argparse.Namespace) -> None:
         storm = Storm(report, stage, crowd, random.Random(options.seed))
         crowd.start()
         started = time.monotonic()
-        storm.rage(options.kills)
+        storm.rage(options.kills, options.seconds)
         storm.recover()
         ended = time.monotonic()
         crowd.finish()
@@ -217,6 +218,13 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="how many (100)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="end the storm after so long, however many were killed by then (3600)",
+    )
     parser.add_argument("--devices", type=int, default=12, metavar="N", help="devices at work at once (12)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="web workers (2)")
     parser.add_argument("--signers", type=int, default=2, metavar="N", help="signers (2)")

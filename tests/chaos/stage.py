@@ -117,7 +117,8 @@ class Stage:
         # A killed supervisor cannot tidy up its runtime directory; here it goes with the stage.
         temporary = self.directory / "tmp"
         temporary.mkdir(exist_ok=True)
-        self._environment = {"TMPDIR": str(temporary), **environment}
+        self.environment = {"TMPDIR": str(temporary), **environment}
+        """Variables that the server gets besides ours."""
         self._process: subprocess.Popen[bytes] | None = None
         self._started_before = False
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -149,7 +150,7 @@ class Stage:
                 stdout=output,
                 stderr=output,
                 cwd=self.directory,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self.environment},
                 start_new_session=True,  # an interrupt typed at the tool must not reach it before the tool is done
             )
         if wait or not self._started_before:
