@@ -8,13 +8,13 @@ the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Event:
+
+class Event(msgspec.Struct, frozen=True):
     """One decision.
 
     `kind` is what was asked (``est.simpleenroll``, ``ecosystem.apply``, ``certificate.revoke`` …), `outcome` is
@@ -35,7 +35,7 @@ class Event:
     issuer_id: int | None = None
     serial: str | None = None
     """Lower-case hexadecimal."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 def write_event(event: Event) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -136,7 +135,7 @@ class World:
         )
         operation, outcome, reply = await self.est.answer(exchange)
         if reply.stream is not None:
-            reply = dataclasses.replace(reply, body=b"".join([part async for part in reply.stream]), stream=None)
+            reply = msgspec.structs.replace(reply, body=b"".join([part async for part in reply.stream]), stream=None)
         return operation, outcome, reply
 
     async def mark(self) -> tuple[int, int, int]:

@@ -6,12 +6,12 @@ An `Order` is all that `estd.ra.enrollment` needs; its request key is what makes
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import timedelta
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Order:
+
+class Order(msgspec.Struct, frozen=True):
     """A request that is admitted and whose names are decided; all that a signer and the store need to know of it."""
 
     request_key: bytes

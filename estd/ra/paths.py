@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,8 +26,7 @@ from estd.ra.directory import LiveEcosystem, LiveIssuer
 from estd.wire.exchange import Peer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Path:
+class Path(msgspec.Struct, frozen=True, eq=False):
     """A validated path and what its leaf says. The window is the intersection of all its certificates' validity."""
 
     serial: bytes

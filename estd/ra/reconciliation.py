@@ -21,12 +21,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from cryptography import x509
 
 from estd.asn1 import der
@@ -288,7 +289,7 @@ class Reconciliation:
                 if holder.certificate is None:
                     await self._enrollment.settle(holder.intent)
                 await self._store.close_intent(holder.intent.issuer_id, holder.intent.serial, Closing.SUPERSEDED)
-            for attempt in (intent, replace(intent, code_id=None)):
+            for attempt in (intent, msgspec.structs.replace(intent, code_id=None)):
                 (outcome,) = await self._store.reserve_intents([attempt])
                 if outcome is Outcome.RESERVED:
                     return True

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+import msgspec
+
 from estd.audit import Event
 
 
@@ -47,8 +49,7 @@ class Closing(enum.Enum):
     """Its certificate was delivered long ago; the same request now asks for a new one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(msgspec.Struct, frozen=True):
     """The durable record that a certificate is about to be signed."""
 
     request_key: bytes
@@ -75,8 +76,7 @@ class Intent:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(msgspec.Struct, frozen=True):
     """The result of one intent. `event` is committed with it, so no issuance is without its audit event."""
 
     issuer_id: int
@@ -89,8 +89,7 @@ class Issued:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class Issuance:
+class Issuance(msgspec.Struct, frozen=True):
     """An intent as found again, with its certificate if there is one."""
 
     intent: Intent

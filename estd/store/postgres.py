@@ -7,12 +7,12 @@ What it promises stands in `estd.store.contract`; how the promises are kept stan
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self, TypeAlias
 
 import asyncpg
+import msgspec
 
 from estd.audit import Event
 from estd.errors import Broken, Code, Unavailable
@@ -135,7 +135,7 @@ class PostgresStore:
         try:
             resolved = await self._pool.fetch_value(_RECORD_ISSUED, *rows.write_issued(issued))
         except Broken:
-            cleaned = [dataclasses.replace(one, event=rows.printable(one.event)) for one in issued]
+            cleaned = [msgspec.structs.replace(one, event=rows.printable(one.event)) for one in issued]
             if cleaned == list(issued):
                 raise
             issued = cleaned

@@ -6,11 +6,12 @@ On the hot path a batch becomes one array of rows, which costs both ends less th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
+
+import msgspec
 
 from estd.audit import Event
 from estd.store.contract import (
@@ -242,8 +243,8 @@ def repeats(
 
 def printable(event: Event) -> Event:
     """The event without the characters PostgreSQL cannot store: NUL and lone surrogates."""
-    changed = {field.name: _printable(getattr(event, field.name)) for field in dataclasses.fields(event)}
-    return dataclasses.replace(event, **changed)
+    changed = {name: _printable(getattr(event, name)) for name in event.__struct_fields__}
+    return msgspec.structs.replace(event, **changed)
 
 
 def _write_issued(issued: Issued, event: Event) -> tuple[Any, ...]:

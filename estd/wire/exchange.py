@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+import msgspec
+
 
 class Channel(Protocol):
     """The secured channel a request came over, as far as a protocol may look at it."""
@@ -58,9 +60,11 @@ class Incoming(Protocol):
         """Whether the end that `read` told was this server's wish."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One request. Header names are lower case; `body` is complete and within the size cap; `at` is aware UTC."""
+class Exchange(msgspec.Struct, frozen=True):
+    """One request: a header is found by its name in lower case, `body` is complete and capped, `at` is aware UTC.
+
+    What is made for each request is a `msgspec.Struct` here and in other modules: it costs a tenth of a frozen dataclass.
+    """
 
     method: str
     path: str
@@ -73,8 +77,7 @@ class Exchange:
     """In place of `body`, where the protocol asked for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One answer. `headers` holds what the protocol adds; length, date and connection belong to the transport.
 
     `stream`, if there is one, takes the place of `body`: the transport sends what it yields as fast as the client takes

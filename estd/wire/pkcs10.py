@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
 from types import MappingProxyType
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
@@ -53,8 +54,7 @@ class ChangeSubjectName:
     """A SubjectAltName, as the value of the extension would be."""
 
 
-@dataclass(frozen=True, slots=True)
-class CertificationRequest:
+class CertificationRequest(msgspec.Struct, frozen=True):
     """What a request says. Its signature has not been checked; see `VerifiedRequest`."""
 
     der: bytes

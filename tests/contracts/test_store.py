@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from database_proxy import database_proxy
 from postgres_fixture import NOW, Database
@@ -142,7 +143,7 @@ async def test_a_spent_code_leaves_no_intent(store: Store) -> None:
     assert await reserve(store, rival) == [Outcome.CODE_SPENT]
     assert await store.find_issuances([rival.request_key]) == {}
     assert await store.find_certificate(rival.issuer_id, rival.serial) is None
-    assert await reserve(store, dataclasses.replace(rival, code_id=8)) == [Outcome.RESERVED]
+    assert await reserve(store, msgspec.structs.replace(rival, code_id=8)) == [Outcome.RESERVED]
 
 
 async def test_an_intent_that_is_not_reserved_spends_no_code(store: Store) -> None:
@@ -400,7 +401,7 @@ async def test_the_first_version_makes_the_ecosystem_and_its_place(store: Store)
     assert await store.find_ecosystems() == [record]
     (place,) = await store.find_nodes()
     assert (place.node_id, place.parent_id, place.kind, place.name) == (record.node_id, None, "ecosystem", "campus")
-    expected = dataclasses.replace(event, ecosystem_id=record.ecosystem_id)
+    expected = msgspec.structs.replace(event, ecosystem_id=record.ecosystem_id)
     assert await store.find_events(record.ecosystem_id, 10) == [expected]
 
 
@@ -534,14 +535,14 @@ async def test_a_refusal_is_recorded_whatever_the_stranger_sent(store: Store) ->
     hostile = "a\0b\ud800\N{GRINNING FACE}'; DROP TABLE event; --"
     clean = "a\ufffdb?\N{GRINNING FACE}'; DROP TABLE event; --"
     event = make_event(identity=hostile, detail=hostile, extra={hostile: [hostile, {"x": hostile}, 7]})
-    expected = dataclasses.replace(event, identity=clean, detail=clean, extra={clean: [clean, {"x": clean}, 7]})
+    expected = msgspec.structs.replace(event, identity=clean, detail=clean, extra={clean: [clean, {"x": clean}, 7]})
     await store.record_events([event, make_event()])
     assert (await store.find_events(None, 2))[1] == expected
     intent = make_intent()
     await reserve(store, intent)
     await store.record_issued([make_issued(intent, event=event)])
     stored = (await store.find_events(None, 1))[0]
-    assert dataclasses.replace(stored, issuer_id=None) == expected
+    assert msgspec.structs.replace(stored, issuer_id=None) == expected
     issuer_id = (await make_ecosystem(store)).issuers[0].issuer_id
     assert await store.record_revocation(make_revocation(issuer_id, intent.serial), event)
     assert (await store.find_events(None, 1))[0] == expected

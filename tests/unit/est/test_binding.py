@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 
 import pytest
 from factory import NOW, make_csr, make_maker, make_name, make_rules
+from msgspec.structs import replace
 
 from estd.ca.profile import Profile
 from estd.errors import Code, Refused

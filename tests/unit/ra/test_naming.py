@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from factory import NOW, make_csr, make_key, make_maker, make_name, make_record, make_rules
+from msgspec.structs import replace
 
 from estd.errors import Code, Refused
 from estd.names import same_san, write_san

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 from store_values import T0, make_code, make_device, make_event, make_intent, make_issued, make_new_issuer
 
@@ -57,9 +58,9 @@ def test_the_last_row_of_a_device_counts() -> None:
 
 def test_rows_become_values_again() -> None:
     intent, event, code = make_intent(code_id=7), make_event(), make_code(1, code_id=9)
-    assert rows.read_intent(dataclasses.asdict(intent)) == intent
-    assert rows.read_event({**dataclasses.asdict(event), "extra": json.dumps(event.extra)}) == event
-    assert rows.read_event({**dataclasses.asdict(event), "extra": None}) == dataclasses.replace(event, extra={})
+    assert rows.read_intent(msgspec.structs.asdict(intent)) == intent
+    assert rows.read_event({**msgspec.structs.asdict(event), "extra": json.dumps(event.extra)}) == event
+    assert rows.read_event({**msgspec.structs.asdict(event), "extra": None}) == msgspec.structs.replace(event, extra={})
     assert rows.read_code(dataclasses.asdict(code)) == code
     device = {"ecosystem_id": 1, "device": "pump", "subject": None, "san": ["dns:a"]}
     assert rows.read_device(device) == Device(1, "pump", None, ("dns:a",))

@@ -5,6 +5,7 @@ import dataclasses
 import time
 from functools import cache
 
+import msgspec
 import pytest
 from asn1crypto import csr as judge
 from cryptography import x509
@@ -365,7 +366,7 @@ def test_a_signature_over_another_request_is_refused() -> None:
     one = read_request(signed(info_of()))
     other = read_request(signed(info_of(subject=write_name("CN=Other"))))
     with pytest.raises(Refused) as refused:
-        verify_request(dataclasses.replace(one, signature=other.signature))
+        verify_request(msgspec.structs.replace(one, signature=other.signature))
     assert refused.value.code is Code.CSR_SIGNATURE
 
 
