@@ -163,7 +163,7 @@ class Gate:
             not self._ring
             and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
-            and len(self._turns) < limits.handshakes_at_once
+            and self._has_turn(here)
             and self._begun < limits.handshakes_per_pass
         ):
             self._give_turn(place, now)
@@ -216,7 +216,7 @@ class Gate:
         while (
             self._ring
             and self._begun < limits.handshakes_per_pass
-            and (len(self._turns) < limits.handshakes_at_once or self._make_room(self._turns, now))
+            and (self._has_turn(next(iter(self._ring))) or self._make_room(self._turns, now))
         ):
             here, _ = self._ring.popitem(last=False)
             # The newest first: in a flood the oldest are the flood's, or will have given up when the answer comes.
@@ -233,6 +233,11 @@ class Gate:
         self._begun = 0
         if self._ring:
             self._serve(next(iter(self._ring)), self._clock())
+
+    def _has_turn(self, here: _Source) -> bool:
+        """Whether one more may begin. A quarter of the turns is kept for sources that have none."""
+        most = self.limits.handshakes_at_once
+        return len(self._turns) < (most - most // 4 if here.turns else most)
 
     def _give_turn(self, place: Place, now: float) -> None:
         if self._soon is not None:

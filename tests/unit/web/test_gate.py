@@ -146,6 +146,16 @@ def test_few_begin_in_one_pass_however_many_ask() -> None:
     assert passes == []
 
 
+def test_some_turns_are_kept_for_sources_that_have_none() -> None:
+    gate = Gate(Limits(handshakes_at_once=8))
+    storm = [Queuer(gate, "ab"[number % 2]) for number in range(20)]
+    assert [queuer.begin() for queuer in storm] == [True] * 6 + [False] * 14
+    newcomers = [Queuer(gate, source) for source in "cde"]
+    assert [queuer.begin() for queuer in newcomers] == [False] * 3
+    assert [queuer.granted for queuer in newcomers] == [True, True, False]
+    assert gate.handshakes == 8
+
+
 class Kept(Queuer):
     """A connection that has finished its handshake and is idle."""
 
