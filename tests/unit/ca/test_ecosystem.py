@@ -212,3 +212,32 @@ def test_no_document_is_a_fault(data: some.DataObject) -> None:
 def test_no_text_is_a_fault(text: str) -> None:
     with pytest.raises(Invalid):
         read_document(text, "x", lambda name: b"")
+
+
+@pytest.mark.parametrize(
+    ("ways", "problem"),
+    [
+        ('["issued:authority"]', None),
+        ('["issued:device"]', "are no certificates of registration authorities. Give that profile"),
+        ('["issued:authorities"]', "is no source of registration authorities here. Did you mean 'issued:authority'?"),
+        ('["anchor:nobody"]', "is no source of registration authorities here"),
+        ('["code"]', "is no source of registration authorities here"),
+    ],
+)
+def test_who_may_be_a_registration_authority(
+    ways: str, problem: str | None, read: Callable[..., Ecosystem], complaints: Callable[..., list[str]], minimal: str
+) -> None:
+    authority = '[profile.authority]\nissuer = "devices"\nextended_key_usage = ["clientAuth", "cmcRA"]\n'
+    text = minimal + f"registration_authorities = {ways}\n" + authority
+    if problem is None:
+        ecosystem = read(text)
+        assert ecosystem.profiles["device"].registration_authorities == ("issued:authority",)
+        assert ecosystem.profiles["authority"].registration_authorities == ()
+        assert load_document(write_document(ecosystem)) == ecosystem
+    else:
+        assert any(problem in complaint for complaint in complaints(text))
+
+
+def test_a_registration_authority_makes_none_of_its_kind(complaints: Callable[..., list[str]], minimal: str) -> None:
+    more = 'extended_key_usage = ["clientAuth", "cmcRA"]\nregistration_authorities = ["issued:device"]\n'
+    assert any("make others of its kind" in complaint for complaint in complaints(minimal + more))

@@ -86,6 +86,13 @@ async def test_events_that_come_together_are_committed_together(shelf: Shelf, tr
     assert len(shelf.groups) <= 4
 
 
+async def test_many_events_are_recorded_together(shelf: Shelf, trail: Trail) -> None:
+    await trail.record_all([])
+    await trail.record_all([make_event(request_id=str(number)) for number in range(5)])
+    assert shelf.groups == [5]
+    assert [event.request_id for event in shelf.stored] == [str(number) for number in range(5)]
+
+
 async def test_it_is_in_the_log_before_the_store_was_asked(
     shelf: Shelf, trail: Trail, caplog: pytest.LogCaptureFixture
 ) -> None:

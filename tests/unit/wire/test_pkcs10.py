@@ -19,7 +19,14 @@ from estd.asn1 import der
 from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Refused
 from estd.names import EMPTY_NAME, write_name, write_san
-from estd.wire.pkcs10 import ChangeSubjectName, VerifiedRequest, read_request, read_request_again, verify_request
+from estd.wire.pkcs10 import (
+    ChangeSubjectName,
+    VerifiedRequest,
+    read_asked_names,
+    read_request,
+    read_request_again,
+    verify_request,
+)
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 SAN = write_san(["dns:device.example.com", "uri:urn:dev:1"])
@@ -142,6 +149,19 @@ def test_truncated_at_each_byte_and_followed_by_one() -> None:
     for length in range(len(FULL)):
         assert refusal(FULL[:length]).code is Code.CSR_MALFORMED
     assert refusal(FULL + b"\0").code is Code.CSR_MALFORMED
+
+
+def test_the_names_asked_for_are_those_of_the_whole_request() -> None:
+    whole = read_request(FULL)
+    assert whole.san is not None
+    assert read_asked_names(FULL) == (whole.subject, whole.san)
+    bare = signed(info_of())
+    assert read_request(bare).attributes == {}
+    assert read_asked_names(bare) == (read_request(bare).subject, None)
+    # A request that is cut short has no names, or is refused by whoever reads it whole.
+    for length in range(len(bare)):
+        with pytest.raises(Refused):
+            read_asked_names(bare[:length])
 
 
 def test_read_again_it_says_the_same() -> None:
