@@ -209,6 +209,7 @@ class Live:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of that name that carry these labels."""
         total = 0.0
+        time.sleep(0.5)  # workers show what they counted some times a second
         for line in self.ops("/metrics").splitlines():
             sample = _SAMPLE.fullmatch(line)
             if sample is None or sample["name"] != name:

@@ -91,10 +91,11 @@ class Worker:
         _log.info("server certificate replaced")
 
     def refresh_gauges(self) -> None:
-        """Bring the gauges up to date."""
+        """Bring what the worker shows of itself up to date."""
         metrics.WAITING.set(self._enrollment.waiting)
         metrics.CONNECTIONS.set(self._gate.connections)
         metrics.AUDIT_LOST.set(self._trail.lost)
+        metrics.publish()
 
     async def report_limits(self) -> None:
         """Say which limits turned requests away: one line and one audit event for many of them."""
@@ -126,6 +127,7 @@ class Worker:
         await self._trail.stop()
         await self._signers.close()
         await self._store.close()
+        metrics.publish()
 
     async def _notice(self, _change: str) -> None:
         self._reload.set()

@@ -27,7 +27,7 @@ _log = logging.getLogger("estd.worker")
 
 DRAIN_SECONDS: Final = 20.0
 _BACKLOG: Final = 4096
-_GAUGE_SECONDS: Final = 1.0
+_GAUGE_SECONDS: Final = 0.25
 _COLLECT_AFTER: Final = 20_000
 
 

@@ -451,7 +451,7 @@ class _Connection(asyncio.Protocol):
     def _turn_away(self, detail: str) -> None:
         """The answer to what the parser refused; nobody knows where the next request would begin."""
         if detail:
-            metrics.REQUESTS.labels("unknown", Code.MALFORMED_REQUEST.value).inc()
+            metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
             refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
             reply = self._site.write_refusal(refusal, secrets.token_hex(8))
             self._transport.write(_write_response(reply, is_last=True))

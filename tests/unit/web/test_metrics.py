@@ -68,6 +68,34 @@ def test_groups_and_repeats() -> None:
     assert value("estd_repeated_answers_total") == before[2] + 1
 
 
+def test_what_was_counted_is_shown_once_it_is_published() -> None:
+    metrics.publish()
+    seconds = {"operation": "cacerts"}
+    before = value("estd_request_seconds_sum", **seconds), value("estd_request_seconds_bucket", le="0.01", **seconds)
+    for took in (0.002, 0.003, 0.01, 0.25, 99.0):
+        metrics.count_request("cacerts", "ok", took)
+    metrics.count_request("cacerts", "malformed-request")
+    metrics.count_tls("handshake-ok")
+    metrics.count_turned_away("campus", "rate")
+    names = {
+        "estd_requests_total": {"operation": "cacerts", "outcome": "ok"},
+        "estd_tls_total": {"event": "handshake-ok"},
+        "estd_turned_away_total": {"ecosystem": "campus", "limit": "rate"},
+    }
+    shown = {name: value(name, **labels) for name, labels in names.items()}
+    metrics.publish()
+    metrics.publish()
+    assert {name: value(name, **labels) - shown[name] for name, labels in names.items()} == {
+        "estd_requests_total": 5,
+        "estd_tls_total": 1,
+        "estd_turned_away_total": 1,
+    }
+    assert value("estd_request_seconds_sum", **seconds) == pytest.approx(before[0] + 99.265)
+    # As `observe` has it: an upper bound belongs to its bucket.
+    assert value("estd_request_seconds_bucket", le="0.01", **seconds) == before[1] + 3
+    assert value("estd_request_seconds_bucket", le="+Inf", **seconds) == value("estd_request_seconds_count", **seconds)
+
+
 def test_processes_add_up_and_a_dead_ones_counters_stay(tmp_path: Path) -> None:
     """What was counted stays; what was open goes when the process is known to be dead."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}

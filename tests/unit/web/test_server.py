@@ -98,6 +98,7 @@ def statuses(answer: bytes) -> list[int]:
 
 
 def counted(operation: str, outcome: str) -> float:
+    metrics.publish()
     return metrics.REQUESTS.labels(operation, outcome)._value.get()
 
 
