@@ -52,14 +52,16 @@ class ProductionPostgres:
         for role, password in self.passwords.items():
             self.psql("postgres", "-c", f"ALTER ROLE {role} PASSWORD '{password}'")
 
-    def configure(self) -> None:
+    def configure(self, more: str = "") -> None:
         """Put the shipped files where PostgreSQL reads them, with places of this machine in them."""
         conf = (SHIPPED / "estd.conf").read_text(encoding="utf-8").replace("/var/lib/estd-archive", str(self.archive))
-        conf += f"\nport = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.sockets}'\n"
+        conf += (
+            f"\nport = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.sockets}'\n{more}"
+        )
         hba = (SHIPPED / "pg_hba.conf").read_text(encoding="utf-8").replace("192.0.2.0/28", "127.0.0.1/32")
         hba = re.sub(r"^hostssl ", "host ", hba, flags=re.MULTILINE).replace("peer", "trust")
-        self._give("postgresql.auto.conf", conf)
-        self._give("pg_hba.conf", f"{hba}local replication postgres trust\n")
+        self.give("postgresql.auto.conf", conf)
+        self.give("pg_hba.conf", f"{hba}local replication postgres trust\n")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -126,7 +128,22 @@ class ProductionPostgres:
         assert status == 0, said
         return said
 
-    def _give(self, name: str, text: str) -> None:
+    def wait_until_promoted(self) -> None:
+        """Wait until a restored server has replayed what there is and takes writes."""
+        deadline = time.monotonic() + 60
+        while self.psql("postgres", "-c", "SELECT pg_is_in_recovery()").strip() != "f":
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def take_over(self, path: Path) -> None:
+        """Give files that somebody else wrote to the account that runs the server."""
+        if os.geteuid() == 0:
+            for one in (path, *path.rglob("*")):
+                shutil.chown(one, self.launcher.account.uid, self.launcher.account.gid)
+        path.chmod(0o700)
+
+    def give(self, name: str, text: str) -> None:
+        """Write a file of the cluster."""
         path = self.data / name
         path.write_text(text, encoding="utf-8")
         if os.geteuid() == 0:
