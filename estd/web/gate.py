@@ -42,7 +42,7 @@ class Limits:
     connections_per_source: int = 2048
     handshakes_at_once: int = 512
     handshakes_per_source: int = 64
-    handshakes_per_pass: int = 4
+    handshakes_per_pass: int = 16
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024
 
