@@ -31,8 +31,8 @@ load: .venv-dev/ready
 
 # A wheel is built first and everything runs from it, so that what is tested is what is shipped.
 .venv/ready: requirements.lock $(SOURCES)
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo 'estd needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv)'; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo 'estd needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --require-hashes --requirement requirements.lock
 	rm -rf build/wheel && .venv/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel .
@@ -40,8 +40,8 @@ load: .venv-dev/ready
 	touch $@
 
 .venv-dev/ready: requirements-dev.lock $(SOURCES)
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo 'estd needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv)'; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo 'estd needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	test -x .venv-dev/bin/pip || $(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --require-hashes --requirement requirements-dev.lock
 	rm -rf build/wheel-dev && .venv-dev/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel-dev .
