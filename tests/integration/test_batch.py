@@ -10,6 +10,7 @@ import base64
 import csv
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -25,7 +26,9 @@ import bulk
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from live_server import NORTH, SOUTH, Live
+from live_server import NORTH, SOUTH, Live, judge
+
+from estd.ca.ecosystem import read_document
 
 ESTD = Path(sys.executable).parent / "estd"
 REFUSED_HERE = ["unreadable,AAAA", "nowhere,missing.csr"]
@@ -229,3 +232,33 @@ def test_who_is_no_registration_authority_of_this_ecosystem(live: Live, tmp_path
     assert live.issuances() == before
     (event,) = live.events(after, kind="est.batch")
     assert (event["outcome"], event["code"], event["ecosystem"]) == ("refused", code, NORTH)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "factory-line.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^<!-- run -->\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_page(live: Live, tmp_path: Path) -> None:
+    """In one shell, in order; the port alone is another."""
+    judge("openssl")
+    judge("curl")
+    assert len(BLOCKS) == PAGE.count("<!-- run")
+    (tmp_path / "lab").symlink_to(live.directory)
+    script = "set -eu -o pipefail\n" + "".join(BLOCKS).replace("localhost:8443", f"localhost:{live.port}")
+    environment = {**os.environ, "PATH": f"{ESTD.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash"], input=script.encode(), cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    *answers, end = [json.loads(line) for line in (tmp_path / "answer.jsonl").read_text().splitlines()]
+    assert (end["end"], end["repeated"]) == ("complete", 3)
+    for answer in answers:
+        pem = (tmp_path / "certificates" / f"{answer['id']}.pem").read_bytes()
+        certificate = x509.load_pem_x509_certificate(pem)
+        assert certificate.public_bytes(Encoding.DER) == base64.b64decode(answer["certificate"])
+
+
+def test_the_document_of_the_page_is_accepted() -> None:
+    (document,) = re.findall(r"^```\n(\[ecosystem\].*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    rules = read_document(document, "plant.toml", lambda _: b"")
+    assert rules.profiles["pump"].registration_authorities == ("issued:line",)
