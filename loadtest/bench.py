@@ -174,6 +174,7 @@ class Table:
 def main() -> int:
     """Run, print, write."""
     options = _read_options()
+    report.stop_on_signals()
     if options.growth or options.soak:
         import growth  # the table needs nothing of it
 
@@ -242,7 +243,9 @@ def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload (5)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of each workload, and of each step of --growth (5)"
+    )
     parser.add_argument(
         "--certificates", type=int, default=600, help="fresh certificates a round; kept three times as many (600)"
     )

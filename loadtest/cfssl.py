@@ -73,6 +73,34 @@ class Peer:
         (directory / "postgres").mkdir(mode=0o755)
         (directory / "postgres" / "tuning.conf").write_text("max_connections = 200\n")
         url = self._postgres.start()
+        try:
+            self._start(directory, url, maker)
+        except BaseException:
+            self._postgres.stop()
+            raise
+
+    def make_visits(self, devices: Sequence[fleet.Device]) -> list[generator.Visit]:
+        """Every CSR of every device as a request to sign."""
+        host = f"{self.address[0]}:{self.address[1]}".encode()
+        return [generator.Visit(one, tuple(_write_request(host, body) for body in one.bodies)) for one in devices]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU seconds so far by role."""
+        roots = [self._process.pid, self._postmaster]
+        return clocks.read_roles(roots, lambda command: "postgres" if "postgres" in command else "cfssl")
+
+    def rows(self) -> int:
+        """Certificates on record."""
+        return int(self.database.fetch("SELECT count(*) FROM certificates"))
+
+    def stop(self) -> None:
+        """End both."""
+        self.database.close()
+        self._process.terminate()
+        self._process.wait(30)
+        self._postgres.stop()
+
+    def _start(self, directory: Path, url: str, maker: Path) -> None:
         self.database = Database(url)
         self.database.execute(_SCHEMA)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -108,29 +136,13 @@ class Peer:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
             )
-        self._wait_until_it_listens()
+        try:
+            self._wait_until_it_listens()
+        except BaseException:
+            self._process.kill()
+            self._process.wait(30)
+            raise
         self._postmaster = int(next(directory.rglob("postmaster.pid")).read_text().splitlines()[0])
-
-    def make_visits(self, devices: Sequence[fleet.Device]) -> list[generator.Visit]:
-        """Every CSR of every device as a request to sign."""
-        host = f"{self.address[0]}:{self.address[1]}".encode()
-        return [generator.Visit(one, tuple(_write_request(host, body) for body in one.bodies)) for one in devices]
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """CPU seconds so far by role."""
-        roots = [self._process.pid, self._postmaster]
-        return clocks.read_roles(roots, lambda command: "postgres" if "postgres" in command else "cfssl")
-
-    def rows(self) -> int:
-        """Certificates on record."""
-        return int(self.database.fetch("SELECT count(*) FROM certificates"))
-
-    def stop(self) -> None:
-        """End both."""
-        self.database.close()
-        self._process.terminate()
-        self._process.wait(30)
-        self._postgres.stop()
 
     def _wait_until_it_listens(self) -> None:
         deadline = time.monotonic() + 20

@@ -29,7 +29,6 @@ from report import tell
 
 CONNECTIONS = (1, 10, 50, 200, 500, 1000)
 ECOSYSTEMS = (1, 20, 200)
-_ROUNDS = 5
 _FRESH = 300
 _KEPT = 900
 _IN_FLIGHT = 48
@@ -79,7 +78,7 @@ def measure_rows(options: argparse.Namespace) -> dict[str, Any]:
         for size, server in zip(sizes, servers, strict=True):
             _fill(server, size)
         steps = [Step(size, server) for size, server in zip(sizes, servers, strict=True)]
-        result = _compare(steps)
+        result = _compare(steps, options.rounds)
     return _draw(result, options.plots / "rows.svg", "Cost by certificates on record", "certificates", logarithmic=True)
 
 
@@ -90,7 +89,7 @@ def measure_ecosystems(options: argparse.Namespace) -> dict[str, Any]:
             Step(count, server, _add_ecosystems(server, count - 1))
             for count, server in zip(ECOSYSTEMS, servers, strict=True)
         ]
-        result = _compare(steps)
+        result = _compare(steps, options.rounds)
     return _draw(result, options.plots / "ecosystems.svg", "Cost by ecosystems", "ecosystems", logarithmic=True)
 
 
@@ -100,11 +99,11 @@ def measure_connections(options: argparse.Namespace) -> dict[str, Any]:
     floors: list[float] = []
     with _servers(1) as (server,):
         _warm(server)
-        for number in range(_ROUNDS):
-            tell(f"round {number + 1} of {_ROUNDS}: bare cryptography")
+        for number in range(options.rounds):
+            tell(f"round {number + 1} of {options.rounds}: bare cryptography")
             floors.append(floor.measure()[1])
             for count in CONNECTIONS:
-                tell(f"round {number + 1} of {_ROUNDS}: {count} connections")
+                tell(f"round {number + 1} of {options.rounds}: {count} connections")
                 each = max(2, min(200, _KEPT // count))
                 devices = fleet.make_devices(server.maker, server.maker_key, count, each)
                 visits = generator.make_visits(server.address, server.path("simpleenroll"), devices)
@@ -237,23 +236,23 @@ def _add_ecosystems(server: Server, count: int) -> list[str]:
     return [LABEL, *labels]
 
 
-def _compare(steps: Sequence[Step]) -> dict[str, Any]:
-    """Fresh and kept rounds of all steps in turns; a row for each."""
+def _compare(steps: Sequence[Step], count: int) -> dict[str, Any]:
+    """So many fresh and kept rounds of all steps in turns; a row for each."""
     taken: dict[tuple[str, int], list[rounds.Round]] = {}
     floors: list[rounds.Floor] = []
     for step in steps:
         _warm(step.server)
-    for number in range(_ROUNDS):
-        tell(f"round {number + 1} of {_ROUNDS}: bare cryptography")
+    for number in range(count):
+        tell(f"round {number + 1} of {count}: bare cryptography")
         floors.append(floor.measure())
         # Every second round the other way, so that none is always the first.
         for step in steps if number % 2 == 0 else list(reversed(steps)):
-            tell(f"round {number + 1} of {_ROUNDS}: {step.size:,}")
-            for workload, count, each, keep in (
+            tell(f"round {number + 1} of {count}: {step.size:,}")
+            for workload, devices_count, each, keep in (
                 ("fresh simpleenroll", _FRESH, 1, False),
                 ("kept connection", _IN_FLIGHT, _KEPT // _IN_FLIGHT, True),
             ):
-                devices = fleet.make_devices(step.server.maker, step.server.maker_key, count, each)
+                devices = fleet.make_devices(step.server.maker, step.server.maker_key, devices_count, each)
                 visits = [
                     visit
                     for at, device in enumerate(devices)

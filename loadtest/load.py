@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pool
+import report
 from cryptography.hazmat.primitives.serialization import Encoding
 from ours import LABEL, Server
 
@@ -35,6 +36,7 @@ _HERE = Path(__file__).parent
 def main() -> int:
     """Prepare, run, say where the results are."""
     options = _read_options()
+    report.stop_on_signals()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("estd_stats.csv", "estd_stats_history.csv", "estd_failures.csv", "estd_exceptions.csv", "report.html"):
         (options.out / name).unlink(missing_ok=True)

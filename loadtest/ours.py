@@ -77,23 +77,12 @@ class Server:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
             )
-        run = self._site / "run.json"
-        deadline = time.monotonic() + 60
-        while not run.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                raise SystemExit(log.read_text()[-4000:])
-            time.sleep(0.1)
-        facts = json.loads(run.read_text())
-        self.address = ("127.0.0.1", int(facts["port"]))
-        self._ops_port = int(facts["ops_port"])
-        self.trust = x509.load_pem_x509_certificate((self._site / "trust.pem").read_bytes())
-        party = self._site / "bootstrap" / LABEL
-        self.maker, self.maker_key = party / "maker.pem", party / "maker.key"
-        pid_file = next(self._site.rglob("postmaster.pid")).read_text().splitlines()
-        self._postmaster = int(pid_file[0])
-        self.database = Database(f"postgresql://estd@/estd?host={pid_file[4]}")
-        self.superuser_url = f"postgresql://postgres@/estd?host={pid_file[4]}"
+        try:
+            self._get_to_know(log)
+        except BaseException:
+            self._process.terminate()
+            self._process.wait(60)
+            raise
 
     @property
     def site(self) -> Path:
@@ -140,6 +129,25 @@ class Server:
         self.database.close()
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
+
+    def _get_to_know(self, log: Path) -> None:
+        """Wait until it serves, and read what it says of itself."""
+        run = self._site / "run.json"
+        deadline = time.monotonic() + 60
+        while not run.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(log.read_text()[-4000:])
+            time.sleep(0.1)
+        facts = json.loads(run.read_text())
+        self.address = ("127.0.0.1", int(facts["port"]))
+        self._ops_port = int(facts["ops_port"])
+        self.trust = x509.load_pem_x509_certificate((self._site / "trust.pem").read_bytes())
+        party = self._site / "bootstrap" / LABEL
+        self.maker, self.maker_key = party / "maker.pem", party / "maker.key"
+        pid_file = next(self._site.rglob("postmaster.pid")).read_text().splitlines()
+        self._postmaster = int(pid_file[0])
+        self.database = Database(f"postgresql://estd@/estd?host={pid_file[4]}")
+        self.superuser_url = f"postgresql://postgres@/estd?host={pid_file[4]}"
 
     def _metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._ops_port}/metrics", timeout=30) as answer:

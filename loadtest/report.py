@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import ssl
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ def describe_machine() -> dict[str, Any]:
         "openssl_of_cryptography": backend.openssl_version_text(),
         "openssl_of_ssl": ssl.OPENSSL_VERSION,
     }
+
+
+def stop_on_signals() -> None:
+    """Let a SIGTERM end this program as an exception does, so that the servers it started are stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
 
 
 def tell(what: str) -> None:
