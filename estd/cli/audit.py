@@ -94,7 +94,7 @@ def list_events(label: str | None, outcome: str | None, limit: int, config: Conf
 )
 @click.option(
     "--received",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
     help="Certificates that devices hold, PEM or DER: a file, or a directory of files.",
@@ -142,7 +142,7 @@ def verify(
     """
     scope = Scope(
         find_journals_of(config, journals),
-        [one for path in received for one in read_received(path)],
+        _read_received(received),
         timedelta(seconds=settled_within),
         not no_signatures,
         partial,
@@ -212,6 +212,16 @@ def find_journals_of(config: Config, given: Sequence[Path]) -> list[Path]:
         remedy = "Name the directory of the signers' journals: --journal DIR."
         raise Invalid([Problem(str(own), "is not there", remedy)])
     return [own]
+
+
+def _read_received(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
+    try:
+        return [one for path in paths for one in read_received(path)]
+    except OSError as error:
+        problem = Problem(
+            str(error.filename), f"cannot be read ({error.strerror})", "Name files or a directory of files."
+        )
+        raise Invalid([problem]) from None
 
 
 async def _verify(config: Config, scope: Scope, advance: Callable[[str, int], None]) -> Findings:
