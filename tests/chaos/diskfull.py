@@ -47,7 +47,7 @@ Part = Literal["journal", "tables", "wal"]
 
 PARTS: Final[tuple[Part, ...]] = ("journal", "tables", "wal")
 DISKS: Final[dict[Part, tuple[str, str]]] = {
-    "journal": ("journal", "1m"),
+    "journal": ("journal", "3m"),
     "tables": ("postgres", "160m"),
     "wal": ("postgres", "160m"),
 }
@@ -189,8 +189,8 @@ def _try_part(report: Report, part: Part, options: argparse.Namespace) -> None:
                 "from the first ballast to the last certificate": round(seconds, 1),
                 "from the last ballast to certificates": round(time.monotonic() - freed, 1),
             }
-            _wait(lambda: stage.readiness()[0] == 200, BACK_SECONDS, "/readyz is content")
             crowd.finish()
+            _wait(lambda: stage.readiness()[0] == 200, BACK_SECONDS, "/readyz is content")
             _judge(report, part, crowd.record, readiness)
             check(report, stage, crowd.record.answers, settle_seconds=120.0)
             stage.keep |= not report.holds

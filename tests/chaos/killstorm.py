@@ -41,6 +41,8 @@ Moment = Literal["random", "flush", "recovery"]
 
 VICTIMS: Final[dict[Role, int]] = {"worker": 30, "signer": 32, "backend": 32, "postmaster": 3, "supervisor": 3}
 """How often each is chosen, of a hundred: the cheap ones often, so that a storm is dense."""
+ROLES: Final = tuple(VICTIMS)
+"""The first kills take one of each, so that a short storm has met them all."""
 MOMENTS: Final[dict[Moment, int]] = {"random": 45, "flush": 35, "recovery": 20}
 RESTART_SECONDS: Final = 0.1
 """systemd's RestartSec=."""
@@ -80,7 +82,7 @@ class Storm:
             moment = self._choose(MOMENTS)
             alone = self._wait_for_certificates() if moment != "recovery" or not self.kills else False
             self._let_pass(self.choices.random() * (0.6 if moment == "recovery" else 0.3))
-            role = self._choose(VICTIMS)
+            role = ROLES[len(self.kills)] if len(self.kills) < len(ROLES) else self._choose(VICTIMS)
             victims = self.stage.of_role(role)
             if not victims:
                 continue  # not there at this moment: killed before, and not back yet

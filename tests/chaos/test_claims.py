@@ -1,0 +1,45 @@
+"""A tool's exit status and report say what its claims say; and the checker that all tools trust finds what it is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from claims import SKIPPED, Report, Skipped, make_parser, perform
+
+
+def run(tmp_path: Path, act: object) -> tuple[int, dict[str, object]]:
+    path = tmp_path / "report.json"
+    options = make_parser("A tool.").parse_args(["--json", str(path), "--seed", "3"])
+    status = perform("tool", options, act)  # type: ignore[arg-type]
+    return status, json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_claim_that_does_not_hold_fails_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def act(report: Report) -> None:
+        report.claim("nothing is lost", [])
+        assert not report.claim("nothing is double", ["serial 17"])
+
+    status, told = run(tmp_path, act)
+    assert (status, told["holds"], told["options"]) == (1, False, {"seed": 3})
+    shown = capsys.readouterr().out
+    assert "holds    nothing is lost" in shown
+    assert "BROKEN   nothing is double: 1 times not" in shown
+    assert "serial 17" in shown
+
+
+def test_a_run_that_breaks_off_fails_the_tool(tmp_path: Path) -> None:
+    def act(_report: Report) -> None:
+        raise RuntimeError("the server is gone")
+
+    status, told = run(tmp_path, act)
+    assert (status, told["holds"]) == (1, False)
+
+
+def test_a_machine_that_lacks_something_is_told_apart(tmp_path: Path) -> None:
+    def act(_report: Report) -> None:
+        raise Skipped("no disk")
+
+    status, told = run(tmp_path, act)
+    assert (status, told["holds"], told["skipped"]) == (SKIPPED, False, "no disk")
