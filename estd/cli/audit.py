@@ -184,7 +184,8 @@ def reconcile_command(
     Revocations are not in the journals: repeat those that were made after the backup.
 
     \b
-    Exit status: 0 nothing is missing any more, 1 something could not be restored, 2 this must not be done.
+    Exit status: 0 nothing is missing any more, 1 something could not be restored,
+    2 this must not be done.
     """
     with _show_progress(as_json) as advance:
         report = run_async(
