@@ -207,3 +207,12 @@ def test_a_blocklist_is_checked_before_anything_starts(tmp_path: Path) -> None:
     path.write_text("ab" * 32)
     check_blocklist(config)
     check_blocklist(Config(data_directory=tmp_path))
+
+
+def test_signers_are_either_started_or_found(tmp_path: Path) -> None:
+    text = 'data_directory = "data"\n[signers]\nsockets = ["run/0.sock", "/run/1.sock"]\n'
+    config = read_config(write(tmp_path / "estd.toml", text))
+    assert config.signer_sockets == (tmp_path / "run" / "0.sock", Path("/run/1.sock"))
+    assert config.signer_count == 2
+    (problem,) = problems_of(write(tmp_path / "estd.toml", f"{text}[processes]\nsigners = 2\n"))
+    assert "both set" in problem
