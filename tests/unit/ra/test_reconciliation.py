@@ -1,0 +1,162 @@
+"""What is restored when rows are gone that a journal knows; a whole database that is set back is in tests/integration."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres_fixture import NOW, Database
+
+from estd.errors import Code, Invalid, Unavailable
+from estd.ra.reconciliation import Reconciliation, Report
+from estd.store.contract import EnrollmentCode
+
+
+def _load(name: str) -> Any:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_enrollment.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture
+async def road(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    # A real signer goes by the real clock.
+    monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
+    async with _load("enrollment_road").open_road(database.url, tmp_path) as road:
+        road.journals = tmp_path / "journal"
+        yield road
+
+
+def work(road: Any) -> Reconciliation:
+    return Reconciliation(road.store, road.enrollment, [road.journals], lambda: road.now, lambda _what, _count: None)
+
+
+async def reconcile(road: Any) -> Report:
+    report = await work(road).survey()
+    report = await work(road).restore(report)
+    await work(road).record(report, "ada")
+    return report
+
+
+async def forget(database: Database, *certificates: bytes) -> None:
+    """These certificates, their intents and their events, as if they had never been."""
+    async with database.session() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        for certificate in certificates:
+            serial = await connection.fetchval("DELETE FROM certificate WHERE der = $1 RETURNING serial", certificate)
+            await connection.execute("DELETE FROM intent WHERE serial = $1", serial)
+            await connection.execute("DELETE FROM event WHERE serial = $1", serial.hex())
+
+
+async def test_nothing_is_missing_and_nothing_is_written(road: Any) -> None:
+    await road.enrollment.enroll(road.order())
+    before = await road.store.find_newest_link()
+    report = await reconcile(road)
+    assert (report.entries, report.missing, report.restored) == (1, 0, [])
+    assert await road.store.find_newest_link() == before
+
+
+async def test_what_is_gone_comes_back_as_it_was(road: Any, database: Database) -> None:
+    code = EnrollmentCode(0, road.record.ecosystem_id, "device-1", bytes(32), True, None, None, NOW, None)
+    (stored,) = await road.store.record_codes([code])
+    order = road.order(code_id=stored.code_id)
+    certificate = await road.enrollment.enroll(order)
+    intent = (await road.store.find_issuances([order.request_key]))[order.request_key].intent
+    await forget(database, certificate)
+    report = await reconcile(road)
+    assert report.restored == [intent.serial.hex()]
+    restored = (await road.store.find_issuances([order.request_key]))[order.request_key]
+    assert restored.certificate == certificate
+    for name in intent.__struct_fields__:
+        if name not in ("journal", "created_at"):  # the mark is the block's own, the time is the journal's
+            assert getattr(restored.intent, name) == getattr(intent, name)
+    assert restored.intent.journal.split(".")[0] == intent.journal.split(".")[0]
+    (spent,) = await road.store.find_codes(road.record.ecosystem_id, "device-1")
+    assert spent.spent_at is not None
+    assert await road.enrollment.enroll(order) == certificate
+    assert (await reconcile(road)).missing == 0
+
+
+async def test_the_newest_of_one_request_holds_it_again(road: Any, database: Database) -> None:
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    road.now += timedelta(hours=2)
+    second = await road.enrollment.enroll(order)
+    await forget(database, first, second)
+    report = await reconcile(road)
+    assert (len(report.restored), len(report.doubles)) == (2, 1)
+    assert await road.enrollment.enroll(order) == second
+    assert sorted(await road.certificates()) == sorted([first, second])
+
+
+async def test_what_the_database_remembers_gives_way_to_what_came_after(road: Any, database: Database) -> None:
+    road.now -= timedelta(hours=3)
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    road.now += timedelta(hours=3)
+    second = await road.enrollment.enroll(order)
+    await forget(database, second)
+    async with database.session() as connection:  # as it was before the second took its place
+        await connection.execute("UPDATE intent SET closed = NULL")
+    report = await reconcile(road)
+    assert (len(report.restored), report.doubles) == (1, [])
+    assert await road.enrollment.enroll(order) == second
+    assert sorted(await road.certificates()) == sorted([first, second])
+
+
+async def test_a_request_that_was_answered_anew_meanwhile_keeps_its_answer(road: Any, database: Database) -> None:
+    order = road.order()
+    lost = await road.enrollment.enroll(order)
+    await forget(database, lost)
+    road.now += timedelta(seconds=5)
+    second = await road.enrollment.enroll(order)  # by a node that could not know
+    report = await reconcile(road)
+    assert len(report.doubles) == 1
+    assert sorted(await road.certificates()) == sorted([lost, second])
+    assert await road.enrollment.enroll(order) == second
+
+
+async def test_interrupted_and_repeated_it_leads_to_the_same(
+    road: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = [road.order(f"device-{number}") for number in range(5)]
+    certificates = [await road.enrollment.enroll(order) for order in orders]
+    await forget(database, *certificates)
+    settle = road.enrollment.settle
+    left = 2
+
+    async def settle_twice(intent: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Unavailable(Code.STORE_UNAVAILABLE, "the database went away")
+        return await settle(intent)
+
+    monkeypatch.setattr(road.enrollment, "settle", settle_twice)
+    with pytest.raises(Unavailable):
+        await reconcile(road)
+    monkeypatch.setattr(road.enrollment, "settle", settle)
+    road.now += timedelta(minutes=2)  # what was begun is old enough to be settled
+    await reconcile(road)
+    assert sorted(await road.certificates()) == sorted(certificates)
+    assert [await road.enrollment.enroll(order) for order in orders] == certificates
+
+
+async def test_another_systems_issuers_are_refused(road: Any, database: Database) -> None:
+    certificate = await road.enrollment.enroll(road.order())
+    await forget(database, certificate)
+    async with database.session() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute("DELETE FROM issuer")
+    with pytest.raises(Invalid) as caught:
+        await work(road).survey()
+    assert "none of their issuers" in str(caught.value.problems[0])
