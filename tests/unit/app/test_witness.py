@@ -1,0 +1,83 @@
+"""Database and journals bear witness to each other; a whole server that meets an older database is in tests/integration."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres_fixture import NOW, Database
+
+from estd.app.witness import Witness
+from estd.auditor.journal import ANCHORED, find_journals
+from estd.errors import Unavailable
+from estd.store.postgres import PostgresStore
+
+
+def _load(name: str) -> Any:
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "ra" / "test_enrollment.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture
+async def road(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    # A real signer goes by the real clock.
+    monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
+    async with _load("enrollment_road").open_road(database.url, tmp_path) as road:
+        yield road
+
+
+async def set_back(database: Database) -> None:
+    async with database.session() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(
+            "DELETE FROM certificate; DELETE FROM intent; DELETE FROM event; DELETE FROM audit_link"
+        )
+
+
+def anchors(directory: Path) -> list[int]:
+    (reader,) = find_journals(directory)
+    return [block.items[0] for block in reader.blocks() if block.kind == ANCHORED]
+
+
+async def test_a_worker_uses_no_older_database_and_the_supervisor_mends_it(
+    road: Any, database: Database, tmp_path: Path
+) -> None:
+    order = road.order()
+    certificate = await road.enrollment.enroll(order)
+    worker = await PostgresStore.connect(database.url, witness=road.pool.find_newest)
+    assert (await worker.find_issuances([order.request_key]))[order.request_key].certificate == certificate
+    await worker.close()
+    await set_back(database)
+    with pytest.raises(Unavailable, match="older state"):
+        await PostgresStore.connect(database.url, witness=road.pool.find_newest)
+
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", {})
+    await witness.check()
+    assert witness.problem is None
+    worker = await PostgresStore.connect(database.url, witness=road.pool.find_newest)
+    assert (await worker.find_issuances([order.request_key]))[order.request_key].certificate == certificate
+    await worker.close()
+
+
+async def test_the_newest_link_goes_into_the_journal_once(road: Any, tmp_path: Path) -> None:
+    controls = {"signer-0": road.signer._control}
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", controls)
+    await road.enrollment.enroll(road.order())
+    for _ in range(3):
+        await witness.anchor()
+    newest = await road.store.find_newest_link()
+    assert anchors(tmp_path / "journal") == [newest[0]]
+    await road.enrollment.enroll(road.order("device-2"))
+    await witness.anchor()
+    assert len(anchors(tmp_path / "journal")) == 2
