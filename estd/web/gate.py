@@ -1,24 +1,24 @@
 """What one connection, one source and one worker may take, and who counts it.
 
 Promises: no source and no crowd of sources holds more connections or unfinished handshakes in this worker than `Limits`
-says. A ClientHello over the handshake limit waits its turn: sources that had none of late come first, then the others in
-rotation, the newest of a source first. Where there is no room, whoever has been here longest without finishing a handshake
-makes room, so half-open connections cannot lock others out by lasting; then whoever has been idle longest between two
-requests; only when nobody has outstayed `patience_seconds` and nobody is idle is a newcomer refused. All of that comes
-before any cryptography for the newcomer. However many ask, no more than `handshakes_per_pass` handshakes begin in one pass
-of the event loop, so that the requests of those who are in are not kept waiting. Knows no TLS and no event loop.
+says. A ClientHello over the handshake limit waits its turn: sources that ask for one come first, then those that ask
+for many in rotation, the newest of a source first. Where there is no room, whoever has been here longest without
+finishing a handshake makes room, so half-open connections cannot lock others out by lasting; then whoever has been idle
+longest between two requests; only when nobody has outstayed `patience_seconds` and nobody is idle is a newcomer
+refused. All of that comes before any cryptography for the newcomer. However many ask, no more than
+`handshakes_per_pass` handshakes begin, and as many go on, in one pass of the event loop, so that nobody's next step
+waits behind a crowd's. Knows no TLS and no event loop.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 import socket
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class Limits:
     handshakes_at_once: int = 512
     handshakes_per_source: int = 64
     handshakes_per_pass: int = 16
+    handshakes_per_pass_in_a_crowd: int = 2
+    crowd: int = 64
+    """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024
 
@@ -79,6 +82,9 @@ class Guest(Protocol):
     def handshake_granted(self) -> None:
         """The turn it waited for has come and is counted."""
 
+    def handshake_resumed(self) -> None:
+        """It may go on with what `Place.proceed` held back. This call may lead back into the gate."""
+
     def handshake_revoked(self) -> None:
         """Its place was given away; it must go."""
 
@@ -110,7 +116,12 @@ class Gate:
         self.waiting = 0
         self._clock = clock
         self._soon = soon
-        self._begun = 0  # handshakes, in this pass
+        # Handshakes that began, and that went on, in this pass; and those that are held until a later one.
+        self._begun = 0
+        self._continued = 0
+        self._is_pass_due = False
+        self._held: OrderedDict[_Source, deque[Place]] = OrderedDict()
+        self._held_count = 0
         self._sources: dict[str, _Source] = {}
         # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
         self._guests: OrderedDict[Place, None] = OrderedDict()
@@ -164,7 +175,7 @@ class Gate:
             and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
             and self._has_turn(here)
-            and self._begun < limits.handshakes_per_pass
+            and self._begun < self._most_per_pass()
         ):
             self._give_turn(place, now)
             return True
@@ -180,6 +191,25 @@ class Gate:
     def press(self, here: _Source) -> None:
         """See `Place.press`."""
         self._serve(here, self._clock())
+
+    def proceed(self, place: Place) -> bool:
+        """See `Place.proceed`."""
+        if self._soon is None:
+            return True
+        if not self._held and self._continued < self._most_per_pass():
+            self._continued += 1
+            self._call_pass()
+            return True
+        here = place.here
+        queue = self._held.get(here)
+        if queue is None:
+            queue = self._held[here] = deque()
+            if len(here.guests) <= _FEW:
+                self._held.move_to_end(here, last=False)  # no part of a crowd
+        queue.append(place)
+        self._held_count += 1
+        self._call_pass()
+        return False
 
     def rest(self, place: Place, idler: Idler) -> None:
         """See `Place.rest`."""
@@ -208,14 +238,14 @@ class Gate:
         """Turns for those who wait, this source's share of them looked at first."""
         limits = self.limits
         if here.waiting and (len(here.turns) < limits.handshakes_per_source or self._make_room(here.turns, now)):
-            is_new = here not in self._ring and now - here.served > limits.patience_seconds
+            is_new = here not in self._ring and len(here.waiting) == 1 and not here.turns
             self._ring[here] = None
             if is_new:
-                # Who asks now and then is not made to wait behind those who ask all the time.
+                # Who asks for one at a time is not made to wait behind those who ask for many.
                 self._ring.move_to_end(here, last=False)
         while (
             self._ring
-            and self._begun < limits.handshakes_per_pass
+            and self._begun < self._most_per_pass()
             and (self._has_turn(next(iter(self._ring))) or self._make_room(self._turns, now))
         ):
             here, _ = self._ring.popitem(last=False)
@@ -230,9 +260,37 @@ class Gate:
 
     def _pass(self) -> None:
         """The event loop has looked after everything else; some more may begin."""
-        self._begun = 0
+        self._is_pass_due = False
+        self._begun = self._continued = 0
+        most = self._most_per_pass()
+        resumed: list[Guest] = []
+        while self._held and len(resumed) < most:
+            here, queue = next(iter(self._held.items()))
+            place = queue.popleft()
+            self._held_count -= 1
+            if queue:
+                self._held.move_to_end(here)
+            else:
+                del self._held[here]
+            if place.guest is not None:
+                resumed.append(place.guest)
+        self._continued = len(resumed)
+        if self._held or resumed:
+            self._call_pass()
         if self._ring:
             self._serve(next(iter(self._ring)), self._clock())
+        for guest in resumed:
+            guest.handshake_resumed()
+
+    def _call_pass(self) -> None:
+        if not self._is_pass_due and self._soon is not None:
+            self._is_pass_due = True
+            self._soon(self._pass)
+
+    def _most_per_pass(self) -> int:
+        limits = self.limits
+        is_crowd = self.waiting + self._held_count >= limits.crowd
+        return limits.handshakes_per_pass_in_a_crowd if is_crowd else limits.handshakes_per_pass
 
     def _has_turn(self, here: _Source) -> bool:
         """Whether one more may begin. A quarter of the turns is kept for sources that have none."""
@@ -241,10 +299,9 @@ class Gate:
 
     def _give_turn(self, place: Place, now: float) -> None:
         if self._soon is not None:
-            if not self._begun:
-                self._soon(self._pass)
             self._begun += 1
-        place.since = place.here.served = now
+            self._call_pass()
+        place.since = now
         self._guests.move_to_end(place)
         place.here.guests.move_to_end(place)
         place.here.turns[place] = self._turns[place] = None
@@ -316,6 +373,10 @@ class Place:
         if self.is_taken:
             self._gate.press(self.here)
 
+    def proceed(self) -> bool:
+        """Whether a handshake under way may go on now; later, by `Guest.handshake_resumed`, if not."""
+        return self._gate.proceed(self)
+
     def end(self) -> None:
         """The handshake is finished, failed, or given up while it waited."""
         if self.is_taken:
@@ -357,8 +418,12 @@ def read_source(peername: object) -> tuple[str, str]:
     return address, packed[:8].hex()
 
 
+_FEW: Final = 2
+"""Unfinished handshakes of a source that is no part of a crowd."""
+
+
 class _Source:
-    __slots__ = ("connections", "guests", "idle", "name", "served", "turns", "waiting")
+    __slots__ = ("connections", "guests", "idle", "name", "turns", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -367,4 +432,3 @@ class _Source:
         self.turns: OrderedDict[Place, None] = OrderedDict()
         self.waiting: OrderedDict[Place, None] = OrderedDict()
         self.idle: OrderedDict[Place, Idler] = OrderedDict()
-        self.served = -math.inf

@@ -57,6 +57,7 @@ class TlsServerProtocol(asyncio.Protocol):
         "_address",
         "_current_context",
         "_deadline",
+        "_flight",
         "_gate",
         "_hello",
         "_is_over",
@@ -89,6 +90,7 @@ class TlsServerProtocol(asyncio.Protocol):
         self._place: Place | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._hello: bytes | None = None  # held while it waits for its turn
+        self._flight: bytes | None = None  # held while others go on
         self._tls: Connection | None = None
         self._received = 0
         self._is_over = False
@@ -108,8 +110,10 @@ class TlsServerProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer, whatever they are."""
         try:
-            if self._tls is not None:
-                self._advance(self._tls, data)
+            if self._flight is not None:
+                self._flight += data  # what was on its way when reading was paused
+            elif self._tls is not None:
+                self._go_on(self._tls, data)
             elif not self._is_over:
                 self._greet(data)
         except Exception:  # noqa: BLE001 -- a fault of ours or of the HTTP layer's costs this connection and no other
@@ -131,6 +135,17 @@ class TlsServerProtocol(asyncio.Protocol):
     def handshake_granted(self) -> None:
         """`estd.web.gate.Guest`: our turn has come."""
         self._loop.call_soon(self._start_held)
+
+    def handshake_resumed(self) -> None:
+        """`estd.web.gate.Guest`: the crowd before us has had its turn."""
+        flight, self._flight = self._flight, None
+        if flight is None or self._tls is None or self._raw is None:
+            return  # it gave up meanwhile
+        self._raw.resume_reading()
+        try:
+            self._advance(self._tls, flight)
+        except Exception:  # noqa: BLE001 -- as in data_received
+            self._drop_as_broken()
 
     def handshake_revoked(self) -> None:
         """`estd.web.gate.Guest`: somebody else needs our place."""
@@ -171,6 +186,15 @@ class TlsServerProtocol(asyncio.Protocol):
             self._start(hello)
         except Exception:  # noqa: BLE001 -- as in data_received
             self._drop_as_broken()
+
+    def _go_on(self, tls: Connection, data: bytes) -> None:
+        assert self._raw is not None
+        assert self._place is not None
+        if self._place.proceed():
+            self._advance(tls, data)
+        else:
+            self._flight = data
+            self._raw.pause_reading()
 
     def _start(self, hello: bytes) -> None:
         self._tls = Connection(self._current_context())
@@ -249,7 +273,7 @@ class TlsServerProtocol(asyncio.Protocol):
             self._deadline = None
         if self._place is not None:
             self._place.end()
-        self._hello = None
+        self._hello = self._flight = None
         self._tls = None
 
 

@@ -37,6 +37,10 @@ class Queuer:
         if self._log is not None:
             self._log.append(self._name)
 
+    def handshake_resumed(self) -> None:
+        assert self._log is not None
+        self._log.append(f"{self._name} resumed")
+
     def handshake_revoked(self) -> None:
         self.revoked = True
         self.place.end()
@@ -154,6 +158,39 @@ def test_some_turns_are_kept_for_sources_that_have_none() -> None:
     assert [queuer.begin() for queuer in newcomers] == [False] * 3
     assert [queuer.granted for queuer in newcomers] == [True, True, False]
     assert gate.handshakes == 8
+
+
+def test_few_go_on_in_one_pass_and_who_is_alone_goes_first() -> None:
+    passes: list[Callable[[], None]] = []
+    gate = Gate(Limits(handshakes_per_pass=2), soon=passes.append)
+    log: list[str] = []
+    crowd = [Queuer(gate, "crowd", log, f"crowd-{number}") for number in range(5)]
+    lonely = Queuer(gate, "lonely", log, "lonely")
+    assert [queuer.place.proceed() for queuer in (*crowd, lonely)] == [True, True, False, False, False, False]
+    crowd[3].place.leave()
+    passes.pop()()
+    assert log == ["lonely resumed", "crowd-2 resumed"]
+    assert lonely.place.proceed() is False
+    passes.pop()()
+    assert log[2:] == ["lonely resumed", "crowd-4 resumed"]
+    passes.pop()()
+    assert passes == []
+    assert lonely.place.proceed() is True
+
+
+def test_in_a_crowd_the_steps_are_small() -> None:
+    passes: list[Callable[[], None]] = []
+    gate = Gate(Limits(handshakes_per_pass=4, handshakes_per_pass_in_a_crowd=1, crowd=5), soon=passes.append)
+    crowd = [Queuer(gate, str(number)) for number in range(12)]
+    for queuer in crowd:
+        queuer.begin()
+    assert gate.handshakes == 4
+    steps = []
+    while gate.waiting:
+        before = gate.handshakes
+        passes.pop()()
+        steps.append(gate.handshakes - before)
+    assert steps == [1, 1, 1, 4, 1]
 
 
 class Kept(Queuer):
