@@ -99,7 +99,7 @@ class Supervisor:
         self._estate = find_estate()
         if self._estate is None:
             self._lock_data_directory()
-            self._runtime = Path(tempfile.mkdtemp(prefix="estd-"))
+            self._runtime = self._make_runtime()
             (self._runtime / "metrics").mkdir()
         else:
             self._lock = self._stack.enter_context(os.fdopen(self._estate.lock, "a"))
@@ -258,6 +258,19 @@ class Supervisor:
                     )
                 ]
             ) from None
+
+    def _make_runtime(self) -> Path:
+        """A directory for sockets and counters; the one that a killed predecessor left behind goes."""
+        note = self._config.data_directory / "lock"
+        left = Path(note.read_text(encoding="utf-8"))
+        # The lock is held, so whoever noted it is dead.
+        if left.name.startswith("estd-") and left.is_dir() and left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+        runtime = Path(tempfile.mkdtemp(prefix="estd-"))
+        self._lock.truncate(0)
+        self._lock.write(str(runtime))
+        self._lock.flush()
+        return runtime
 
     async def _start_database(self) -> str:
         if self._config.database_url is not None:

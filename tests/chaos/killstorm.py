@@ -179,6 +179,8 @@ def act(report: Report, options: argparse.Namespace) -> None:
             "a killed supervisor could be started again at once",
             [f"{storm.failed_starts} starts failed"] * bool(storm.failed_starts),
         )
+        runtimes = [path.parent for path in (stage.directory / "tmp").glob("estd-*/metrics")]
+        report.claim("a killed supervisor's successor tidies up after it", [str(path) for path in runtimes[1:]])
         check(report, stage, record.answers, settle_seconds=120.0)
         stage.keep |= not report.holds
 

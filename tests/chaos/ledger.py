@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 from claims import Report
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from stage import ESTD, Stage
 
 from estd.signer.blocks import read_entries
@@ -95,7 +96,7 @@ def check(
     )
     report.claim("nothing was closed as an orphan", [row.serial.hex() for row in rows if row.closed == "orphan"])
     report.claim("no intent is left open", [row.serial.hex() for row in rows if row.open] if settle_seconds else True)
-    _check_by_command(report, stage)
+    _check_by_command(report, stage, held)
 
 
 def read_journals(directory: Path) -> dict[tuple[int, bytes], list[bytes]]:
@@ -157,10 +158,12 @@ def _find_doubles(journaled: Mapping[tuple[int, bytes], Sequence[bytes]], ders: 
     return doubles
 
 
-def _check_by_command(report: Report, stage: Stage) -> None:
-    """What the operator's own command says of it."""
+def _check_by_command(report: Report, stage: Stage, held: set[bytes]) -> None:
+    """What the operator's own command says of it, given what the devices hold."""
+    received = stage.directory / "received.pem"
+    received.write_bytes(b"".join(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in held))
     done = subprocess.run(
-        [ESTD, "audit", "verify", "--config", stage.place.settings],
+        [ESTD, "audit", "verify", "--config", stage.place.settings, "--received", received],
         capture_output=True,
         text=True,
         timeout=600,
