@@ -114,6 +114,9 @@ class Engine(Protocol[_Approved]):
     def versions(self) -> dict[int, list[int]]:
         """Ecosystem → versions that can be prepared for."""
 
+    def read_all(self, items: Sequence[PrepareItem]) -> None:
+        """Do ahead, for all of these, what `prepare` can do without knowing the time. Refuses nothing."""
+
     def prepare(self, item: PrepareItem, now: datetime) -> _Approved:
         """Check a request and build its certificate up to the signature.
 
@@ -191,6 +194,7 @@ class Signer(Generic[_Approved]):
         if reason is not None:
             self.counters.refused_items += len(request.items)
             return Prepared(request.number, self.journal.mark, refuse_all(request.items, reason))
+        self.engine.read_all(request.items[: self._limit - len(self._prepared)])
         items = tuple(self._prepare_one(item, now, at) for item in request.items)
         self.counters.prepare_seconds += time.perf_counter() - started
         return Prepared(request.number, self.journal.mark, items)

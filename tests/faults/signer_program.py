@@ -81,6 +81,9 @@ class PlainEngine:
     def versions(self) -> dict[int, list[int]]:
         return {ecosystem_id: sorted(versions) for ecosystem_id, versions in self.loaded.items()}
 
+    def read_all(self, items: Sequence[PrepareItem]) -> None:
+        pass
+
     def prepare(self, item: PrepareItem, now: datetime) -> PlainApproved:
         issuer_id = self.loaded.get(item.ecosystem_id, {}).get(item.version)
         if issuer_id is None:

@@ -162,6 +162,19 @@ def test_the_signer_checks_the_request_itself(engine: IssuanceEngine):
         assert refusal.value.code is code
 
 
+def test_read_ahead_or_not_makes_no_difference(engine: IssuanceEngine):
+    good, forged = request(), request(alter=lambda csr: csr[:-1] + bytes([csr[-1] ^ 1]))
+    engine.read_all([good, forged, good])
+    for _ in range(2):  # what was read ahead is spent by the first
+        assert engine.prepare(good, NOW).spki_sha256 == engine.prepare(good, NOW).spki_sha256
+        with pytest.raises(Refused) as refused:
+            engine.prepare(forged, NOW)
+        assert refused.value.code is Code.CSR_SIGNATURE
+    engine.read_all([good])
+    engine.read_all([])
+    assert not engine._read  # nobody came for it
+
+
 def test_only_loaded_versions_are_served(plant: Plant, engine: IssuanceEngine):
     for version in (0, 2):
         with pytest.raises(Unavailable) as refusal:
