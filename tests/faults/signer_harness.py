@@ -43,7 +43,7 @@ class Peer:
     """One end of a channel to a signer, used step by step."""
 
     def __init__(self, end: socket.socket, reader: Any) -> None:
-        end.settimeout(10)
+        end.settimeout(30)
         self.end = end
         self.reader = reader
         self.arrived: list[Any] = []

@@ -639,5 +639,6 @@ def test_no_clock_of_ours_is_far_off(live: Live) -> None:
     """A certificate is valid at once and backdated by little (what A40 is about, seen from outside)."""
     rows = live.sql("SELECT not_before, issued_at FROM certificate ORDER BY issued_at DESC LIMIT 5")
     for row in rows:
-        assert 0 <= (row["issued_at"] - row["not_before"]).total_seconds() <= 3600
+        # An hour, and what a busy machine takes from the dates in it to the record of it.
+        assert 0 <= (row["issued_at"] - row["not_before"]).total_seconds() <= 3600 + 60
         assert abs((datetime.now(UTC) - row["issued_at"]).total_seconds()) < 3600
