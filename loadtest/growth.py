@@ -61,14 +61,13 @@ def run(options: argparse.Namespace) -> None:
     if options.soak:
         result = measure_soak(options)
         report.write_json("soak.json", result)
-        print(
-            f"{result['certificates']} certificates in {result['minutes']:.1f} minutes; resident memory after the first "
-            f"minute and at the end: "
-            + ", ".join(
+        print(f"{result['certificates']} certificates in {result['minutes']:g} minutes; resident memory:")
+        for part, roles in result["growth"].items():
+            figures = (
                 f"{role} {start / 2**20:.1f} → {end / 2**20:.1f} MiB ({growth:+.1f} %)"
-                for role, (start, end, growth) in result["growth"].items()
+                for role, (start, end, growth) in roles.items()
             )
-        )
+            print(f"  {part}: {', '.join(figures)}")
 
 
 def measure_rows(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def measure_connections(options: argparse.Namespace) -> dict[str, Any]:
                 each = max(2, min(200, _KEPT // count))
                 devices = fleet.make_devices(server.maker, server.maker_key, count, each)
                 visits = generator.make_visits(server.address, server.path("simpleenroll"), devices)
-                opened = [fleet.Connection(server.address, server.trust, device) for device in devices]
+                opened = [_open(server, device) for device in devices]
                 taken[count].append(rounds.measure(server, visits, in_flight=count, keep=True, opened=opened))
     rows = {
         "kept connection": [
@@ -141,10 +140,9 @@ def measure_soak(options: argparse.Namespace) -> dict[str, Any]:
         samples.append((options.minutes, server.rss()))
     tell("")
     roles = ("worker", "signer", "supervisor")
-    settled = next((sizes for minute, sizes in samples if minute >= min(1.0, options.minutes / 4)), samples[-1][1])
     growth = {
-        role: (settled[role], samples[-1][1][role], round((samples[-1][1][role] / settled[role] - 1) * 100, 2))
-        for role in roles
+        part: {role: _write_growth(samples, role, options.minutes * share) for role in roles}
+        for part, share in (("after the first tenth", 0.1), ("in the second half", 0.5))
     }
     curves = [plot.Curve(role, [(minute, sizes[role] / 2**20) for minute, sizes in samples]) for role in roles]
     title = f"Resident memory, {certificates} certificates in {options.minutes:g} minutes"
@@ -210,6 +208,13 @@ def _fill(server: Server, size: int) -> None:
         superuser.close()
 
 
+def _open(server: Server, device: fleet.Device) -> fleet.Connection:
+    """A connection that has asked for something: the server waits longer for such a one than for a newcomer."""
+    connection = fleet.Connection(server.address, server.trust, device)
+    connection.request("GET", server.path("cacerts"))
+    return connection
+
+
 def _warm(server: Server) -> None:
     devices = fleet.make_devices(server.maker, server.maker_key, 50, 2)
     visits = generator.make_visits(server.address, server.path("simpleenroll"), devices)
@@ -271,6 +276,15 @@ def _compare(steps: Sequence[Step], count: int) -> dict[str, Any]:
         row = {"size": size, **rounds.write_row(workload, group, column)}
         result.setdefault(workload, []).append(row)
     return {workload: sorted(rows, key=lambda row: int(row["size"])) for workload, rows in result.items()}
+
+
+def _write_growth(
+    samples: Sequence[tuple[float, dict[str, int]]], role: str, since_minute: float
+) -> tuple[int, int, float]:
+    """Resident bytes then and at the end, and by how many percent they grew."""
+    start = next(sizes[role] for minute, sizes in samples if minute >= since_minute)
+    end = samples[-1][1][role]
+    return start, end, round((end / start - 1) * 100, 2)
 
 
 def _draw(result: dict[str, Any], path: Path, title: str, across: str, *, logarithmic: bool) -> dict[str, Any]:

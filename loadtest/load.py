@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ours import LABEL, Server
 
 _OTHER = "campus-south"
+_STOP_SECONDS = 30.0
 _HERE = Path(__file__).parent
 
 
@@ -140,7 +141,17 @@ def _run_locust(options: argparse.Namespace, prepared: Path, url: str) -> int:
         arguments += ["--web-host", "127.0.0.1", "--web-port", str(options.ui_port), "--autostart"]
     else:
         arguments += ["--headless", "--only-summary", "--stop-timeout", "15"]
-    return subprocess.run([locust, *arguments], env={**os.environ, "ESTD_LOAD_POOL": str(prepared)}).returncode
+    process = subprocess.Popen([locust, *arguments], env={**os.environ, "ESTD_LOAD_POOL": str(prepared)})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # typed at both of us; it ends by itself when its report is written
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_STOP_SECONDS)
+        raise
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(_STOP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ class Database:
         return int(self.fetch("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
 
     def close(self) -> None:
-        """Leave."""
-        self._loop.run_until_complete(self._connection.close())
+        """Leave; the server may be gone."""
+        self._connection.terminate()
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
 
