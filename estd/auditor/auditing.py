@@ -49,12 +49,13 @@ async def audit_url(url: str, scope: Scope, now: datetime, advance: Advance) -> 
         Invalid: a directory cannot be read, or the database has no audit chain.
         asyncpg.PostgresError, OSError: the database cannot be asked.
     """
-    steady = await asyncpg.connect(
-        url, timeout=10, command_timeout=600, server_settings={"application_name": "estd audit"}
-    )
+    settings = {"application_name": "estd audit", "jit": "off"}
+    steady = await asyncpg.connect(url, timeout=10, command_timeout=600, server_settings=settings)
     current = None
     try:
-        current = await asyncpg.connect(url, timeout=10, command_timeout=600)
+        # It looks up some hundred keys at a time, by index, whatever the planner knows of the tables.
+        settings |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+        current = await asyncpg.connect(url, timeout=10, command_timeout=600, server_settings=settings)
         async with steady.transaction(isolation="repeatable_read", readonly=True):
             return await audit(steady, current, scope, now, advance)
     finally:
