@@ -45,7 +45,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/app/reconciling.py": ("integration/test_reconcile.py", "sets the database of a real server back, and brings it up"),
     "estd/app/signers.py": ("unit/ra/test_enrollment.py", "unlocks and loads a real signer there"),
     "estd/app/supervisor.py": ("chaos/test_killstorm.py", "keeps workers, signers and database alive through kills"),
-    "estd/app/witness.py": ("integration/test_reconcile.py", "finds there that the database was set back, at the start"),
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
     "estd/app/worker.py": ("chaos/test_killstorm.py", "is killed and started again there"),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
