@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,7 +151,7 @@ def _run_locust(options: argparse.Namespace, prepared: Path, url: str) -> int:
         raise
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # on a SIGTERM it would write no report
             process.wait(_STOP_SECONDS)
 
 
