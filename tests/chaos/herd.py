@@ -92,14 +92,14 @@ def _act(report: Report, options: argparse.Namespace) -> None:
         report.say("devices are made")
         storm = make_devices(stage.place.bootstrap(LABELS[0]).maker, options.devices, make_sources(31, options.sites))
         calm = make_devices(stage.place.bootstrap(LABELS[1]).maker, 3000, make_sources(32, 8))
-        herd = _start(_be_herd, stage, LABELS[0], storm, options)
-        neighbour = _start(_be_neighbour, stage, LABELS[1], calm, options)
+        herd = start(_be_herd, stage, LABELS[0], storm, options)
+        neighbour = start(be_neighbour, stage, LABELS[1], calm, options)
         try:
             report.say("the herd gets its first certificates")
             without_first = herd.recv()
             report.say("the neighbour alone")
-            memory = _Memory(stage)
-            alone = _measure(neighbour, lambda: time.sleep(options.before))
+            memory = Memory(stage)
+            alone = measure(neighbour, lambda: time.sleep(options.before))
             at_rest = memory.look()
             report.say("the herd comes")
             herd.send(None)
@@ -108,7 +108,7 @@ def _act(report: Report, options: argparse.Namespace) -> None:
                 while not herd.poll(1.0):
                     memory.look()
 
-            beside = _measure(neighbour, watch)
+            beside = measure(neighbour, watch)
             result: Herd = herd.recv()
             report.figures["connections_by_what_became_of_them"] = count_events(stage)
         finally:
@@ -177,7 +177,7 @@ def count_events(stage: Stage) -> dict[str, int]:
     return {event: int(float(value)) for event, value in counts}
 
 
-class _Memory:
+class Memory:
     """Resident memory by role, the largest process of each."""
 
     def __init__(self, stage: Stage) -> None:
@@ -198,7 +198,7 @@ class _Memory:
         return dict(now)
 
 
-def _start(
+def start(
     work: Callable[..., None], stage: Stage, label: str, devices: list[Device], options: argparse.Namespace
 ) -> Connection:
     ours, theirs = multiprocessing.Pipe()
@@ -208,7 +208,7 @@ def _start(
     return ours
 
 
-def _measure(pipe: Connection, meanwhile: Callable[[], None]) -> Neighbour:
+def measure(pipe: Connection, meanwhile: Callable[[], None]) -> Neighbour:
     pipe.send(None)
     meanwhile()
     pipe.send(None)
@@ -294,7 +294,7 @@ async def _renew(herd: Herd, dialler: Dialler, root: str, device: Device, due: f
 # --- the neighbour, in another -----------------------------------------------------------------------------------------
 
 
-def _be_neighbour(
+def be_neighbour(
     pipe: Connection,
     address: tuple[str, int],
     trust: x509.Certificate,
