@@ -211,7 +211,10 @@ def run_table(options: argparse.Namespace) -> int:
     report.write_json("bench.json", rows)
     report.write_json("bench-machine.json", {**report.describe_machine(), **memory, "peer": missing or cfssl.version()})
     tell("")
-    print(json.dumps(rows, indent=2) if options.json else report.write_text(rows, memory, missing))
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(report.write_markdown(rows) if options.markdown else report.write_text(rows, memory, missing))
     broken = [
         row["workload"]
         for row in rows
@@ -253,6 +256,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
     parser.add_argument("--no-peer", action="store_true", help="without cfssl")
     parser.add_argument("--json", action="store_true", help="print build/bench.json instead of the table")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/performance.md")
     long = parser.add_argument_group("long parts")
     long.add_argument("--growth", action="store_true", help="cost by rows, connections and ecosystems")
     long.add_argument("--only", choices=("rows", "connections", "ecosystems"), help="one part of --growth")

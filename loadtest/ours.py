@@ -130,6 +130,9 @@ class Server:
         self.database.close()
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
+        deadline = time.monotonic() + 30
+        while clocks.read_command(self._postmaster) and time.monotonic() < deadline:
+            time.sleep(0.05)  # told to stop twice, a server does not wait for its database
 
     def _get_to_know(self, log: Path) -> None:
         """Wait until it serves, and read what it says of itself."""

@@ -32,6 +32,7 @@ _COLUMNS = (
     ("commits", "", 7),
 )
 """Title, unit and width of what stands after the workload."""
+_SHARES = (("group_size", 0), ("commits_per_certificate", 2))
 
 
 def write_text(rows: Sequence[dict[str, Any]], memory: dict[str, float], missing: str | None) -> str:
@@ -67,6 +68,43 @@ def write_text(rows: Sequence[dict[str, Any]], memory: dict[str, float], missing
         f"a worker has {memory['worker_rest_bytes'] / 2**20:.0f} MiB at rest, an idle connection adds "
         f"{memory['idle_connection_bytes'] / 1024:.1f} KiB"
     )
+    return "\n".join(lines)
+
+
+def write_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The two tables of docs/performance.md."""
+    lines = [
+        "| workload | rate | p50, p99, p99.9 | CPU per certificate: worker, signer, PostgreSQL | generator | bare | ratio | group "
+        "| commits |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cpu = ", ".join(f"{row['cpu_us'].get(role, 0.0) / 1000:.2f}" for role in ROLES[:3])
+        low, high = row["ratio_range"] or (0, 0)
+        cells = [
+            row["workload"],
+            f"{row['rate']:,.0f}/s",
+            ", ".join(f"{row[key]:.0f}" for key in ("p50_ms", "p99_ms", "p999_ms")) + " ms",
+            f"{cpu} ms",
+            f"{row['generator_us'] / 1000:.2f} ms",
+            "–" if row["floor_us"] is None else f"{row['floor_us'] / 1000:.2f} ms",
+            "–" if row["ratio"] is None else f"{row['ratio']:.2f} ({low:.2f}–{high:.2f})",
+            *("–" if row.get(key) is None else f"{row[key]:.{digits}f}" for key, digits in _SHARES),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| cfssl | rate | CPU: cfssl, PostgreSQL | our rate ÷ its | its CPU ÷ ours |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for peer, load in ((row["peer"], "same load"), ((row["peer"] or {}).get("at_best"), "its best load")):
+            if peer is not None:
+                cpu = ", ".join(f"{peer['cpu_us_by_role'][role] / 1000:.2f}" for role in ("cfssl", "postgres"))
+                lines.append(
+                    f"| {row['workload']}, {load} | {peer['rate']:.0f}/s | {cpu} ms | {peer['our_rate_over_its_rate']:.2f} "
+                    f"| {peer['its_cpu_over_our_cpu']:.2f} |"
+                )
     return "\n".join(lines)
 
 
