@@ -271,6 +271,8 @@ class _Connection(asyncio.Protocol):
             return
         if is_stream:
             self._stream = BodyStream(self._transport)
+            if self._site.draining:
+                self._stream.stop()
             self._payload = payload
             self._agree_to_body(message)
             self._start(b"")
