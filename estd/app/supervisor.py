@@ -169,7 +169,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_listener"):
             self._listener.close()
-        await asyncio.gather(*(worker.stop() for worker in self._workers), *self._leaving)
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         if hasattr(self, "_witness"):
             await self._witness.anchor()
         if hasattr(self, "_pool"):
@@ -219,7 +220,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*self._leaving)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._ops.stop()
         estate = Estate(
             listener=self._listener.fileno(),
