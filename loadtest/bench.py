@@ -230,9 +230,7 @@ def measure_memory(server: Server, connections: int) -> dict[str, float]:
     warm = generator.make_visits(server.address, server.path("simpleenroll"), fleet.make_devices(*maker, 50, 2))
     generator.send_all(server.address, server.trust, warm, in_flight=8, keep=False)
     rest = server.worker_rss()
-    held = [fleet.Connection(server.address, server.trust, device) for _ in range(connections)]
-    for connection in held:
-        connection.request("GET", server.path("cacerts"))
+    held = [server.open(device) for _ in range(connections)]
     grown = sum(server.worker_rss()) - sum(rest)
     for connection in held:
         connection.close()

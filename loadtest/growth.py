@@ -106,7 +106,7 @@ def measure_connections(options: argparse.Namespace) -> dict[str, Any]:
                 each = max(2, min(200, _KEPT // count))
                 devices = fleet.make_devices(server.maker, server.maker_key, count, each)
                 visits = generator.make_visits(server.address, server.path("simpleenroll"), devices)
-                opened = [_open(server, device) for device in devices]
+                opened = [server.open(device) for device in devices]
                 taken[count].append(rounds.measure(server, visits, in_flight=count, keep=True, opened=opened))
     rows = {
         "kept connection": [
@@ -206,13 +206,6 @@ def _fill(server: Server, size: int) -> None:
             lambda there: tell(f"{there:,} of {size:,} rows, {time.monotonic() - started:.0f} s"),
         )
         superuser.close()
-
-
-def _open(server: Server, device: fleet.Device) -> fleet.Connection:
-    """A connection that has asked for something: the server waits longer for such a one than for a newcomer."""
-    connection = fleet.Connection(server.address, server.trust, device)
-    connection.request("GET", server.path("cacerts"))
-    return connection
 
 
 def _warm(server: Server) -> None:

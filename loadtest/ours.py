@@ -19,6 +19,7 @@ from typing import Any
 
 import asyncpg
 import clocks
+import fleet
 from cryptography import x509
 
 ROLES = ("worker", "signer", "postgres", "supervisor")
@@ -93,6 +94,12 @@ class Server:
     def path(self, operation: str, label: str = LABEL) -> str:
         """Where an EST operation is."""
         return f"/.well-known/est/{label}/{operation}"
+
+    def open(self, device: fleet.Device) -> fleet.Connection:
+        """A connection that has asked for something: the server waits longer for such a one than for a newcomer."""
+        connection = fleet.Connection(self.address, self.trust, device)
+        connection.request("GET", self.path("cacerts"))
+        return connection
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU seconds so far by role."""
