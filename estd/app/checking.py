@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -18,6 +20,8 @@ from estd.config import Config, read_key_encryption_key
 from estd.errors import Invalid, Problem
 from estd.ra.directory import INTERNAL_LABEL
 
+_LEFT_BEHIND_SECONDS: Final = 10.0
+_LEFT_BEHIND_PAUSE_SECONDS: Final = 0.05
 _MAKES_DATABASE: Final = "a private PostgreSQL, to be made at the first start"
 
 
@@ -66,9 +70,22 @@ def check_room(config: Config) -> None:
     if is_running(config):
         remedy = "Stop that one, or give this one a directory of its own."
         raise Invalid([Problem(str(config.data_directory), "is in use by a running estd", remedy)])
-    problems = _try_ports(config)
-    if problems:
-        raise Invalid(problems)
+    patience_seconds = 0.0 if find_left_behind(config) is None else _LEFT_BEHIND_SECONDS
+    give_up_at = time.monotonic() + patience_seconds
+    while problems := _try_ports(config):
+        if time.monotonic() > give_up_at:
+            raise Invalid(problems)
+        # Workers of a server that was killed let go of its port as soon as they have noticed.
+        time.sleep(_LEFT_BEHIND_PAUSE_SECONDS)
+
+
+def find_left_behind(config: Config) -> Path | None:
+    """The runtime directory of a server that was killed, if its successor has not removed it yet."""
+    try:
+        left = Path((config.data_directory / "lock").read_text(encoding="utf-8"))
+        return left if left.name.startswith("estd-") and left.stat().st_uid == os.geteuid() else None
+    except OSError:
+        return None
 
 
 def is_running(config: Config) -> bool:

@@ -86,7 +86,11 @@ class SignerControl:
     async def _call(self, message: Control) -> ControlAnswer:
         async with self._turn, asyncio.timeout(_ANSWER_SECONDS):
             self._writer.write(write_frame(message))
-            while not self._arrived:
+            # An answer that came after its caller had given up is nobody's.
+            while not (self._arrived and self._arrived[0].number == message.number):
+                if self._arrived:
+                    self._arrived.pop(0)
+                    continue
                 received = await self._reader.read(_READ_BYTES)
                 if not received:
                     raise Broken("the signer closed its control channel")

@@ -27,6 +27,7 @@ from typing import Final
 import msgspec
 
 from estd.app import identity
+from estd.app.checking import find_left_behind
 from estd.app.children import Adopted, Child
 from estd.app.control import Control
 from estd.app.handover import Estate, Heir, become_successor, find_estate, try_program
@@ -43,6 +44,7 @@ from estd.ra.enrollment import Enrollment
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
 from estd.signer.settings import find_control_path
+from estd.store.contract import EcosystemRecord
 from estd.store.migrator import migrate
 from estd.store.postgres import PostgresStore
 from estd.store.private import PrivatePostgres
@@ -57,6 +59,7 @@ _SETTLE_EVERY_SECONDS: Final = 30.0
 _SETTLE_AFTER: Final = timedelta(seconds=60)
 _SETTLE_AT_ONCE: Final = 200
 _WATCH_EVERY_SECONDS: Final = 1.0
+_RECOVERY_PAUSE_SECONDS: Final = 0.1
 _RENEW_EVERY_SECONDS: Final = 3600.0
 
 
@@ -75,6 +78,8 @@ class Supervisor:
         self._signers: list[Child | SignerLink] = []
         self._signer_controls: dict[str, SignerControl] = {}
         self._changed = asyncio.Event()
+        self._ecosystems: list[EcosystemRecord] = []
+        """As they were read last."""
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,7 +112,7 @@ class Supervisor:
             self._generation = self._estate.generation
         self._stack.callback(shutil.rmtree, self._runtime, ignore_errors=True)
         url = await self._start_database()
-        await migrate(url)
+        await self._migrate(url)
         self._url = url
         self._store = await PostgresStore.connect(url, pool_size=3)
         self._stack.push_async_callback(self._store.close)
@@ -260,12 +265,24 @@ class Supervisor:
                 ]
             ) from None
 
+    async def _migrate(self, url: str) -> None:
+        """Bring the schema up to date; a private database that is recovering from a kill gets the time it needs."""
+        give_up_at = asyncio.get_running_loop().time() + _START_SECONDS
+        while True:
+            try:
+                await migrate(url)
+            except Unavailable:
+                if self._private is None or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+                await asyncio.sleep(_RECOVERY_PAUSE_SECONDS)
+            else:
+                return
+
     def _make_runtime(self) -> Path:
         """A directory for sockets and counters; the one that a killed predecessor left behind goes."""
-        note = self._config.data_directory / "lock"
-        left = Path(note.read_text(encoding="utf-8"))
         # The lock is held, so whoever noted it is dead.
-        if left.name.startswith("estd-") and left.is_dir() and left.stat().st_uid == os.geteuid():
+        left = find_left_behind(self._config)
+        if left is not None:
             shutil.rmtree(left, ignore_errors=True)
         runtime = Path(tempfile.mkdtemp(prefix="estd-"))
         self._lock.truncate(0)
@@ -335,7 +352,7 @@ class Supervisor:
             try:
                 if self._kek is not None:
                     await control.unlock(self._kek)
-                await control.load(await self._store.find_ecosystems())
+                await control.load(await self._find_ecosystems())
             except BaseException:
                 control.close()
                 raise
@@ -422,25 +439,47 @@ class Supervisor:
         self._witness.notice(change)
         self._changed.set()
 
+    async def _find_ecosystems(self) -> list[EcosystemRecord]:
+        """What a signer that starts is loaded with: the newest rules, or while the database is away the last known.
+
+        A signer that waited for the database could settle nothing when that is back.
+        """
+        try:
+            self._ecosystems = await self._store.find_ecosystems()
+        except Unavailable:
+            if not self._ecosystems:
+                raise
+            self._changed.set()
+        return self._ecosystems
+
     async def _follow(self) -> None:
-        """Tell the signers of new ecosystem versions."""
+        """Tell the signers of new ecosystem versions; who is not there, or does not answer, is told later."""
+        behind: set[str] = set()
         while True:
-            await self._changed.wait()
-            self._changed.clear()
+            if not behind:
+                await self._changed.wait()
+            if self._changed.is_set():
+                self._changed.clear()
+                behind = {child.name for child in self._signers}
             try:
-                records = await self._store.find_ecosystems()
+                self._ecosystems = await self._store.find_ecosystems()
             except Unavailable:
-                self._changed.set()
                 await asyncio.sleep(_WATCH_EVERY_SECONDS)
                 continue
             for child in self._signers:
                 control = self._signer_controls.get(child.name)
-                if control is None or not child.ready:
-                    continue  # it reads everything when it is back
+                if child.name not in behind or control is None or not child.ready:
+                    continue
                 try:
-                    await control.load(records)
+                    await control.load(self._ecosystems)
                 except (Broken, OSError, TimeoutError) as fault:
-                    _log.error("a signer did not take the new rules", extra={"child": child.name, "detail": str(fault)})
+                    detail = str(fault) or type(fault).__name__
+                    _log.error("a signer did not take the new rules", extra={"child": child.name, "detail": detail})
+                    if not isinstance(fault, Broken):
+                        continue
+                behind.discard(child.name)
+            if behind:
+                await asyncio.sleep(_WATCH_EVERY_SECONDS)
 
     async def _settle(self) -> None:
         """Finish or close intents whose worker died between reserving and recording."""

@@ -49,6 +49,7 @@ RESTART_SECONDS: Final = 0.1
 BACK_SECONDS: Final = 60.0
 """A server that delivers nothing for so long after a kill did not come back."""
 _SLOT_SECONDS: Final = 0.25
+_TRY_LATER: Final = 75
 _Choice = TypeVar("_Choice", Role, Moment)
 
 
@@ -73,6 +74,8 @@ class Storm:
     choices: random.Random
     kills: list[Kill] = field(default_factory=list)
     failed_starts: int = 0
+    starts_over: int = 0
+    """Starts that ended with "try again later", because their database was killed meanwhile."""
     _restart_at: float | None = None
 
     def rage(self, count: int, seconds: float) -> None:
@@ -135,7 +138,8 @@ class Storm:
             now = time.monotonic()
             status = self.stage.poll()
             if status is not None and self._restart_at is None:
-                self.failed_starts += status != -9
+                self.failed_starts += status not in (-9, _TRY_LATER)
+                self.starts_over += status == _TRY_LATER
                 self._restart_at = now + RESTART_SECONDS
             if self._restart_at is not None and now >= self._restart_at:
                 self.stage.start(wait=False)
@@ -158,7 +162,7 @@ def act(report: Report, options: argparse.Namespace) -> None:
     with Stage(workers=options.workers, signers=options.signers) as stage:
         stage.keep = options.keep
         stage.start()
-        crowd = Crowd(stage, options.devices, pause_seconds=0.3, patience_seconds=150.0, seed=options.seed)
+        crowd = Crowd(stage, options.devices, pause_seconds=0.3, patience_seconds=600.0, seed=options.seed)
         storm = Storm(report, stage, crowd, random.Random(options.seed))
         crowd.start()
         started = time.monotonic()
@@ -191,6 +195,7 @@ def describe(report: Report, storm: Storm, started: float, ended: float) -> None
     delivered = sorted(record.delivered)
     slots = {int((at - started) / _SLOT_SECONDS) for at in delivered if at < ended}
     report.figures["kills"] = dict(Counter(kill.role for kill in kills)) | {"all": len(kills)}
+    report.figures["starts over"] = storm.starts_over
     report.figures["moments"] = dict(Counter(kill.moment for kill in kills))
     report.figures["kills a second"] = round(len(kills) / (ended - started), 2)
     report.figures["availability"] = {

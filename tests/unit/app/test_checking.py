@@ -1,5 +1,6 @@
 import fcntl
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -56,6 +57,19 @@ def test_taken_ports_are_all_named(config: Config, taken: int) -> None:
         check_room(change(config, port=taken, ops_port=taken))
     assert wheres(invalid) == ["listen:", "ops:"]
     assert "already in use" in invalid.value.problems[0].what
+
+
+def test_workers_of_a_killed_server_are_waited_for(config: Config, tmp_path: Path) -> None:
+    """They hold its port until they have noticed; the runtime directory that it left behind says that it was killed."""
+    left = tmp_path / "estd-left"
+    left.mkdir()
+    (config.data_directory / "lock").write_text(str(left))
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        config = replace(config, port=listener.getsockname()[1])
+        worker = threading.Timer(0.3, listener.close)
+        worker.start()
+        check_room(config)
+        assert not worker.is_alive()
 
 
 def test_an_address_that_is_not_ours(config: Config) -> None:
