@@ -42,8 +42,10 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "deploy/test_signer_apart.py",
         "finds, loses and finds again signers of another user there",
     ),
-    "estd/app/reconciling.py": ("integration/test_reconcile.py", "sets the database of a real server back, and brings it up"),
-    "estd/app/signers.py": ("unit/ra/test_enrollment.py", "unlocks and loads a real signer there"),
+    "estd/app/reconciling.py": (
+        "integration/test_reconcile.py",
+        "sets the database of a real server back, and brings it up",
+    ),
     "estd/app/supervisor.py": ("chaos/test_killstorm.py", "keeps workers, signers and database alive through kills"),
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
     "estd/app/worker.py": ("chaos/test_killstorm.py", "is killed and started again there"),
