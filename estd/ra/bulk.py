@@ -275,11 +275,14 @@ class _Group:
         outcomes = await _insist(lambda: bulk._store.reserve_intents(intents))
         bulk._observe("reserve_seconds", loop.time() - started)
         by_signer: dict[str, list[tuple[_Item, PreparedItem, Intent]]] = {}
+        unwanted: dict[str, list[SealItem]] = {}
         for (item, made, journal), intent, outcome in zip(prepared, intents, outcomes, strict=True):
             if outcome is Outcome.RESERVED:
                 by_signer.setdefault(journal_of(journal), []).append((item, made, intent))
-        for mine in by_signer.values():
-            await self._sign(mine)
+            else:
+                unwanted.setdefault(journal_of(journal), []).append(SealItem(made.issuer_id, made.serial))
+        for signer in {**by_signer, **unwanted}:
+            await self._sign(signer, by_signer.get(signer, []), unwanted.get(signer, []))
 
     async def _prepare(self, items: list[_Item]) -> list[tuple[_Item, PreparedItem, str]]:
         ecosystem, profile = self._place.ecosystem, self._place.profile.name
@@ -319,12 +322,14 @@ class _Group:
                 return
             await asyncio.sleep(pause)
 
-    async def _sign(self, mine: list[tuple[_Item, PreparedItem, Intent]]) -> None:
+    async def _sign(
+        self, signer: str, mine: list[tuple[_Item, PreparedItem, Intent]], unwanted: list[SealItem]
+    ) -> None:
         bulk, loop = self._bulk, asyncio.get_running_loop()
         started = loop.time()
         try:
             sealed: Sequence[bytes | RefusedItem] = await bulk._signers.seal(
-                mine[0][2].journal, [SealItem(made.issuer_id, made.serial) for _, made, _ in mine]
+                signer, [SealItem(made.issuer_id, made.serial) for _, made, _ in mine], unwanted
             )
         except Unavailable:
             return  # signed or not, the intents hold their keys; a later round finds out

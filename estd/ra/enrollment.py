@@ -216,18 +216,34 @@ class Enrollment:
         now = self._clock()
         intents = [_write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
         started = asyncio.get_running_loop().time()
-        outcomes = await self._insist(lambda: self._store.reserve_intents(intents))
+        try:
+            outcomes = await self._insist(lambda: self._store.reserve_intents(intents))
+        except Unavailable:
+            await self._forget(journal, [item for _, item in prepared])
+            raise
         self._observe("reserve_seconds", asyncio.get_running_loop().time() - started)
         mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
+        unwanted: list[PreparedItem] = []
         for (waiting, item), intent, outcome in zip(prepared, intents, outcomes, strict=True):
             if outcome is Outcome.RESERVED:
                 mine.append((waiting, intent, item))
-            elif outcome is Outcome.EXISTS:
+                continue
+            unwanted.append(item)
+            if outcome is Outcome.EXISTS:
                 self._follow(waiting, self._answer_again(waiting.order))
             else:
                 _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
         if mine:
-            await self._sign(journal, mine)
+            await self._sign(journal, mine, unwanted)
+        else:
+            await self._forget(journal, unwanted)
+
+    async def _forget(self, journal: str, unwanted: list[PreparedItem]) -> None:
+        """Give their room in the signer back: it holds so many at most, and a fleet's retries would fill it."""
+        try:
+            await self._signers.seal(journal, [], _write_seals(unwanted))
+        except Unavailable:
+            pass  # it died, and they with it
 
     async def _prepare(self, group: list[_Waiting]) -> tuple[str, list[tuple[_Waiting, PreparedItem]]]:
         items = [
@@ -261,11 +277,13 @@ class Enrollment:
                 prepared.append((waiting, result))
         return journal, prepared
 
-    async def _sign(self, journal: str, mine: list[tuple[_Waiting, Intent, PreparedItem]]) -> None:
+    async def _sign(
+        self, journal: str, mine: list[tuple[_Waiting, Intent, PreparedItem]], unwanted: list[PreparedItem]
+    ) -> None:
         started = asyncio.get_running_loop().time()
         try:
             sealed: Sequence[bytes | RefusedItem] = await self._signers.seal(
-                journal, [SealItem(item.issuer_id, item.serial) for _, _, item in mine]
+                journal, _write_seals([item for _, _, item in mine]), _write_seals(unwanted)
             )
         except Unavailable:
             # The signer may have died before, while or after it signed: its journal will tell.
@@ -376,6 +394,10 @@ def _write_note(order: Order) -> bytes:
         order.ecosystem_id, order.ecosystem_version, order.node_id, order.profile, order.operation, order.identity,
         order.device, order.csr_sha256, order.code_id,
     )  # fmt: skip
+
+
+def _write_seals(items: Sequence[PreparedItem]) -> list[SealItem]:
+    return [SealItem(item.issuer_id, item.serial) for item in items]
 
 
 def _write_intent(order: Order, item: PreparedItem, journal: str, now: datetime) -> Intent:

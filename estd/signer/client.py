@@ -80,14 +80,18 @@ class SignerPool:
             slot.avoid_until = asyncio.get_running_loop().time() + _AVOID_SECONDS
         return answer.mark, list(answer.items)
 
-    async def seal(self, journal: str, items: Sequence[SealItem]) -> list[bytes | RefusedItem]:
-        """Have what was prepared signed; `journal` is the mark that `prepare` gave.
+    async def seal(
+        self, journal: str, items: Sequence[SealItem], unwanted: Sequence[SealItem] = ()
+    ) -> list[bytes | RefusedItem]:
+        """Have what was prepared signed; `journal` is the mark that `prepare` gave. What is unwanted is forgotten.
 
         Raises:
             Unavailable: whether anything was signed is for `resume` to find out.
         """
         slot = self._find(journal)
-        return list((await slot.call(Seal(slot.next_number(), tuple(items)), Sealed, len(items))).items)
+        return list(
+            (await slot.call(Seal(slot.next_number(), tuple(items), tuple(unwanted)), Sealed, len(items))).items
+        )
 
     async def resume(self, journal: str, items: Sequence[ResumeItem]) -> list[bytes | Verdict]:
         """Learn what became of intents; `journal` is the mark stored with them.

@@ -121,6 +121,8 @@ class Seal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag
 
     number: _Number
     items: Annotated[tuple[SealItem, ...], Meta(max_length=ITEMS_MAX)]
+    unwanted: Annotated[tuple[SealItem, ...], Meta(max_length=ITEMS_MAX)] = ()
+    """What was prepared and will never be sealed, since its intent was not reserved: to be forgotten now."""
 
 
 class Resume(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=3):

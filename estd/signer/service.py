@@ -208,6 +208,8 @@ class Signer(Generic[_Approved]):
         spent: list[tuple[bytes, bytes, _Approved]] = []
         answers: list[list[int | RefusedItem]] = []
         for request in requests:
+            for item in request.unwanted:
+                self._prepared.pop(index_key(item.issuer_id, item.serial), None)
             answer: list[int | RefusedItem] = []
             for item in request.items:
                 held = self._prepared.pop(index_key(item.issuer_id, item.serial), None)

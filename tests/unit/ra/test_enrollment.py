@@ -241,6 +241,15 @@ async def test_the_same_request_many_times_at_once_is_one_certificate(road: Road
     assert await road.certificates() == [answers[0]]
 
 
+async def test_retries_take_no_room_in_the_signer(road: Road) -> None:
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    for _ in range(5):
+        assert set(await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))) == {first}
+    await road.enrollment.drain()
+    assert [report.prepared for report in await road.pool.status()] == [0]
+
+
 async def test_two_workers_with_one_request_give_one_certificate(road: Road) -> None:
     other = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
     order = road.order()
@@ -280,11 +289,13 @@ class DyingPool(SignerPool):
     kill_after = False
     signer: SignerProcess
 
-    async def seal(self, journal: str, items: Sequence[SealItem]) -> list[bytes | RefusedItem]:
+    async def seal(
+        self, journal: str, items: Sequence[SealItem], unwanted: Sequence[SealItem] = ()
+    ) -> list[bytes | RefusedItem]:
         if self.kill_before:
             self.kill_before = False
             await self._die()
-        answer = await super().seal(journal, items)
+        answer = await super().seal(journal, items, unwanted)
         if self.kill_after:
             self.kill_after = False
             await self._die()

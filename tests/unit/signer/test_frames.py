@@ -53,6 +53,7 @@ REQUESTS = [
     Prepare(1, (ITEM, ITEM)),
     Prepare(2, ()),
     Seal(3, (SealItem(7, b"\x01" * 20),)),
+    Seal(6, (), (SealItem(7, b"\x01" * 20),)),
     Resume(4, MARK, (ResumeItem(7, b"\x01", b"h" * 32),)),
     Status(5),
 ]

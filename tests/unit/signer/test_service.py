@@ -129,6 +129,17 @@ def test_a_serial_is_sealed_once(make: Any, harness: ModuleType):
         assert other.code is Code.SIGNER_UNAVAILABLE
 
 
+def test_what_is_unwanted_gives_its_room_back_and_is_never_sealed(make: Any, harness: ModuleType):
+    signer = make()
+    kept, unwanted = seals(*prepare(signer, harness, 1, 2).items)
+    (sealed,) = signer.seal([Seal(1, (kept,), (unwanted, SealItem(11, b"\x01" * 20)))], NOW)
+    assert isinstance(sealed.items[0], bytes)
+    assert signer.prepared == 0
+    (late,) = signer.seal([Seal(2, (unwanted,))], NOW)
+    assert late.items[0].code is Code.SIGNER_UNAVAILABLE
+    assert signer.journal.counters.entries == 1
+
+
 def test_what_was_never_prepared_cannot_be_sealed(make: Any):
     signer = make()
     (sealed,) = signer.seal([Seal(1, (SealItem(11, b"\x01" * 20),))], NOW)
