@@ -32,6 +32,7 @@ from estd.store.contract import (
     Revocation,
     StoredCertificate,
 )
+from estd.store.gathered import Gathered
 from estd.store.listener import Follower, Listener
 from estd.store.migrator import check_schema
 from estd.store.pool import Connection, Pool, unavailable
@@ -72,6 +73,7 @@ class PostgresStore:
         self._pool = Pool(url, pool_size, statement_seconds=statement_seconds, admit=admit)
         self._witness = witness
         self._clock = clock
+        self._certificates = Gathered(self._find_certificates_by_serial)
         self._listeners: list[Listener] = []
 
     @classmethod
@@ -182,8 +184,14 @@ class PostgresStore:
 
     async def find_certificate(self, issuer_id: int, serial: bytes) -> StoredCertificate | None:
         """See `Store.find_certificate`."""
-        found = await self._pool.fetch(_FIND_CERTIFICATE, issuer_id, serial)
-        return rows.read_certificate(found[0]) if found else None
+        return await self._certificates.find((issuer_id, serial))
+
+    async def _find_certificates_by_serial(
+        self, keys: Sequence[tuple[int, bytes]]
+    ) -> dict[tuple[int, bytes], StoredCertificate]:
+        columns = [issuer_id for issuer_id, _ in keys], [serial for _, serial in keys]
+        found = await self._pool.fetch(_FIND_CERTIFICATES_BY_SERIAL, *columns)
+        return {(row["issuer_id"], row["serial"]): rows.read_certificate(row) for row in found}
 
     async def find_certificates(
         self, ecosystem_id: int | None, device: str | None, limit: int
@@ -389,7 +397,7 @@ _RESTORE_INTENTS = sql_of("restore_intents")
 _FIND_NEWEST_MARKS = sql_of("find_newest_marks")
 _FIND_LINKS = sql_of("find_links")
 _FIND_NEWEST_LINK = sql_of("find_newest_link")
-_FIND_CERTIFICATE = sql_of("find_certificate")
+_FIND_CERTIFICATES_BY_SERIAL = sql_of("find_certificates_by_serial")
 _FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")
 _FIND_DEVICE_CERTIFICATES = sql_of("find_device_certificates")
 _RECORD_REVOCATION = sql_of("record_revocation")

@@ -210,15 +210,15 @@ SELECT link_id, digest FROM audit_link WHERE link_id = ANY($1::bigint[]);
 -- How far the audit trail has come.
 SELECT link_id, digest FROM audit_link ORDER BY link_id DESC LIMIT 1;
 
--- name: find_certificate
--- One certificate by issuer and serial.
+-- name: find_certificates_by_serial
+-- Certificates by issuer and serial.
 SELECT
     certificate.issuer_id, certificate.serial, certificate.ecosystem_id, intent.profile, intent.device, intent.identity,
     certificate.der, certificate.not_before, certificate.not_after, certificate.issued_at, revocation.revoked_at
-FROM certificate
+FROM unnest($1::integer[], $2::bytea[]) AS asked (issuer_id, serial)
+JOIN certificate ON certificate.issuer_id = asked.issuer_id AND certificate.serial = asked.serial
 JOIN intent ON intent.issuer_id = certificate.issuer_id AND intent.serial = certificate.serial
-LEFT JOIN revocation ON revocation.issuer_id = certificate.issuer_id AND revocation.serial = certificate.serial
-WHERE certificate.issuer_id = $1 AND certificate.serial = $2;
+LEFT JOIN revocation ON revocation.issuer_id = certificate.issuer_id AND revocation.serial = certificate.serial;
 
 -- name: find_newest_certificates
 -- The newest certificates of one ecosystem, or of all.

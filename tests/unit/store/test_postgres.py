@@ -15,7 +15,14 @@ from estd.store.contract import Outcome
 from estd.store.postgres import PostgresStore, utc_now
 from estd.store.queries import sql_of
 
-HOT = ["reserve_intents", "find_holders", "find_issuances", "record_issued", "find_stored", "find_certificate"]
+HOT = [
+    "reserve_intents",
+    "find_holders",
+    "find_issuances",
+    "record_issued",
+    "find_stored",
+    "find_certificates_by_serial",
+]
 
 
 @pytest.mark.parametrize("name", [*HOT, "close_unresolved", "close_issued", "find_device_certificates", "find_codes"])
