@@ -259,14 +259,7 @@ class Enrollment:
             )
             for waiting in group
         ]
-        try:
-            journal, results = await self._signers.prepare(items)
-        except Unavailable as lost:
-            if lost.code is not Code.SIGNER_UNAVAILABLE or not self._signers.live:
-                raise
-            # Its signer stopped or died, and nothing can come of what it prepared; another one answers.
-            _fail(group, _StartOver())
-            return "", []
+        journal, results = await self._signers.prepare(items)
         prepared: list[tuple[_Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):

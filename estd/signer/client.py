@@ -64,7 +64,7 @@ class SignerPool:
     @property
     def live(self) -> int:
         """How many slots answer."""
-        return sum(slot.channel is not None for slot in self._slots)
+        return sum(slot.is_live for slot in self._slots)
 
     async def prepare(self, items: Sequence[PrepareItem]) -> tuple[str, list[PreparedItem | RefusedItem]]:
         """Have certificates built; the mark under which they are sealed or resumed, and an answer for each.
@@ -73,7 +73,14 @@ class SignerPool:
             Unavailable: no slot answers; nothing can come of what may have been prepared.
         """
         slot = await self._choose()
-        answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
+        try:
+            answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
+        except Unavailable:
+            if slot.is_live:
+                raise  # it is there and does not answer; whoever comes next may be luckier
+            # It stopped or died, and nothing can come of what it prepared.
+            slot = await self._choose()
+            answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
         first = answer.items[0] if answer.items else None
         if isinstance(first, RefusedItem) and first.code is Code.SIGNER_UNAVAILABLE:
             # It is stopping, or has not heard of a new version yet; it may still seal what it prepared before.
@@ -135,6 +142,7 @@ class SignerPool:
         await asyncio.gather(*(slot.close() for slot in self._slots))
 
     async def _choose(self) -> _Slot:
+        self._notice()  # a connection may have broken in this very turn of the loop
         if not self._some_live.is_set():
             try:
                 async with asyncio.timeout(self._patience_seconds):
@@ -142,7 +150,7 @@ class SignerPool:
             except TimeoutError:
                 raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer answers") from None
         now = asyncio.get_running_loop().time()
-        live = (slot for slot in self._preferred if slot.channel is not None)
+        live = (slot for slot in self._preferred if slot.is_live)
         return min(live, key=lambda slot: (slot.avoid_until > now, slot.load))
 
     def _notice(self) -> None:
@@ -175,6 +183,11 @@ class _Slot:
         self._number = 0
         self._notice = notice
         self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a connection to it that has not broken."""
+        return self.channel is not None and not self.channel.lost.done()
 
     def next_number(self) -> int:
         """The number of the next request."""

@@ -198,6 +198,25 @@ async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_pat
         await pool.close()
 
 
+async def test_what_a_slot_that_dies_was_preparing_another_one_prepares(tmp_path: Path, harness: ModuleType):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with harness.running(tmp_path / "a", slot=0) as home, harness.running(tmp_path / "b", slot=1) as other:
+        pool = SignerPool([home.path, other.path])
+        await live(pool, 2)
+        try:
+            os.kill(home.process.pid, signal.SIGSTOP)
+            waiting = asyncio.ensure_future(pool.prepare([harness.item(1)]))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            os.kill(home.process.pid, signal.SIGKILL)
+            mark, prepared = await asyncio.wait_for(waiting, 4)
+            assert isinstance(prepared[0], PreparedItem)
+            assert all(isinstance(one, bytes) for one in await pool.seal(mark, seals(prepared)))
+        finally:
+            await pool.close()
+
+
 async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path, harness: ModuleType):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
