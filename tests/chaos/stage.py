@@ -49,6 +49,8 @@ _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 60.0
 _TAIL_LINES: Final = 40
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_MARK: Final = "ESTD_STAGE"
+"""A variable by which a stage knows its server's processes from others that this process started or adopted."""
 ESTD: Final = Path(sys.executable).with_name("estd")
 """The program, from the environment that the tool runs in."""
 
@@ -117,7 +119,7 @@ class Stage:
         # A killed supervisor cannot tidy up its runtime directory; here it goes with the stage.
         temporary = self.directory / "tmp"
         temporary.mkdir(exist_ok=True)
-        self.environment = {"TMPDIR": str(temporary), **environment}
+        self.environment = {"TMPDIR": str(temporary), **environment, _MARK: str(self.directory)}
         """Variables that the server gets besides ours."""
         self._process: subprocess.Popen[bytes] | None = None
         self._started_before = False
@@ -240,7 +242,7 @@ class Stage:
             children.setdefault(parent, []).append(pid)
         supervisor = None if self._process is None else self._process.pid
         found: list[Process] = []
-        waiting = [(pid, "") for pid in children.get(os.getpid(), [])]
+        waiting = [(pid, "") for pid in children.get(os.getpid(), []) if self._is_ours(pid)]
         while waiting:
             pid, above = waiting.pop()
             started, parent, state = table[pid]
@@ -251,6 +253,16 @@ class Stage:
                 found.append(Process(pid, parent, role, started))
                 waiting.extend((child, role) for child in children.get(pid, []))
         return found
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a child of this process belongs to the server: by what it was started with, or by where it works."""
+        mark = f"{_MARK}={self.directory}".encode()
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return True
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(self.directory)  # PostgreSQL works in its data
+        return False
 
     def of_role(self, role: Role) -> list[Process]:
         """The processes of one role."""
