@@ -72,6 +72,8 @@ class Storm:
     stage: Stage
     crowd: Crowd
     choices: random.Random
+    only: tuple[Role, ...] = ()
+    """Kill these in turn and no others; empty: all, by `VICTIMS`."""
     kills: list[Kill] = field(default_factory=list)
     failed_starts: int = 0
     starts_over: int = 0
@@ -85,7 +87,7 @@ class Storm:
             moment = self._choose(MOMENTS)
             alone = self._wait_for_certificates() if moment != "recovery" or not self.kills else False
             self._let_pass(self.choices.random() * (0.6 if moment == "recovery" else 0.3))
-            role = ROLES[len(self.kills)] if len(self.kills) < len(ROLES) else self._choose(VICTIMS)
+            role = self._choose_role()
             victims = self.stage.of_role(role)
             if not victims:
                 continue  # not there at this moment: killed before, and not back yet
@@ -107,6 +109,12 @@ class Storm:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the server is not ready {BACK_SECONDS:.0f} s after the storm")
             self._let_pass(0.1)
+
+    def _choose_role(self) -> Role:
+        number = len(self.kills)
+        if self.only:
+            return self.only[number % len(self.only)]
+        return ROLES[number] if number < len(ROLES) else self._choose(VICTIMS)
 
     def _choose(self, weights: dict[_Choice, int]) -> _Choice:
         return self.choices.choices(list(weights), list(weights.values()))[0]
@@ -162,8 +170,8 @@ def act(report: Report, options: argparse.Namespace) -> None:
     with Stage(workers=options.workers, signers=options.signers) as stage:
         stage.keep = options.keep
         stage.start()
-        crowd = Crowd(stage, options.devices, pause_seconds=0.3, patience_seconds=600.0, seed=options.seed)
-        storm = Storm(report, stage, crowd, random.Random(options.seed))
+        crowd = Crowd(stage, options.devices, pause_seconds=options.pause, patience_seconds=600.0, seed=options.seed)
+        storm = Storm(report, stage, crowd, random.Random(options.seed), options.only)
         crowd.start()
         started = time.monotonic()
         storm.rage(options.kills, options.seconds)
@@ -235,10 +243,27 @@ def main(arguments: list[str] | None = None) -> int:
         help="end the storm after so long, however many were killed by then (3600)",
     )
     parser.add_argument("--devices", type=int, default=12, metavar="N", help="devices at work at once (12)")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="between a device's certificate and its next request (0.3)",
+    )
+    parser.add_argument(
+        "--only", type=_read_roles, default=(), metavar="ROLES", help=f"kill these in turn, of {','.join(ROLES)} (all)"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="web workers (2)")
     parser.add_argument("--signers", type=int, default=2, metavar="N", help="signers (2)")
     options = parser.parse_args(arguments)
     return perform("killstorm", options, lambda report: act(report, options))
+
+
+def _read_roles(text: str) -> tuple[Role, ...]:
+    roles = tuple(role for role in ROLES if role in text.split(","))
+    if len(roles) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"not all of these are roles: {text}")
+    return roles
 
 
 if __name__ == "__main__":
