@@ -102,6 +102,12 @@ def act(report: Report, options: argparse.Namespace) -> None:
         stage.keep = options.keep
         clock = Clock(stage.directory)
         stage.environment.update(clock.environment)
+        for document in (stage.place.directory / "ecosystems").glob("*.toml"):
+            # A step of an hour would carry a retry past the window of an hour that is the default.
+            text = document.read_text(encoding="utf-8")
+            document.write_text(
+                text.replace('renew = "either"', 'retry_window = "1d"\nrenew = "either"'), encoding="utf-8"
+            )
         stage.start()
         crowd = Crowd(stage, options.devices, pause_seconds=0.1, patience_seconds=180.0, seed=options.seed)
         crowd.start()
