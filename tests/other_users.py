@@ -1,6 +1,6 @@
 """Processes under users of their own, as service units give them, for tests that run as root.
 
-The interpreter the tests run from may lie where only root can go (``/root/.pyenv`` in many containers). Then it is linked,
+The interpreter the tests run from may lie where only root can go, below root's home in many containers. Then it is linked,
 file by file, to where others may read it; nothing else of root's becomes readable by that.
 """
 
