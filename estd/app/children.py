@@ -85,7 +85,8 @@ class Child:
     async def wait_ready(self, seconds: float) -> bool:
         """Whether the child became ready within that time."""
         try:
-            await asyncio.wait_for(self._ready.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
         except TimeoutError:
             return False
         return True
@@ -126,7 +127,8 @@ class Child:
             self.restarts += 1
             _log.warning("child is restarted", extra={"child": self.name, "pause_seconds": pause})
             try:
-                await asyncio.wait_for(self._stopping.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
             except TimeoutError:
                 continue
 
@@ -207,7 +209,8 @@ class Adopted:
             else:
                 ask()
             try:
-                await asyncio.wait_for(over.wait(), _KILL_AFTER_SECONDS)
+                async with asyncio.timeout(_KILL_AFTER_SECONDS):
+                    await over.wait()
             except TimeoutError:
                 _log.error("child did not stop and is killed", extra={"child": self.name, "pid": self.pid})
                 signal.pidfd_send_signal(watch, signal.SIGKILL)

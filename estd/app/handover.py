@@ -47,7 +47,8 @@ async def try_program() -> str | None:
         sys.executable, "-c", _TRIAL, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     try:
-        _, said = await asyncio.wait_for(process.communicate(), _TRIAL_SECONDS)
+        async with asyncio.timeout(_TRIAL_SECONDS):
+            _, said = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -53,7 +53,8 @@ class SignerLink:
     async def wait_ready(self, seconds: float) -> bool:
         """Whether the signer was there and loaded within that time."""
         try:
-            await asyncio.wait_for(self._ready.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
         except TimeoutError:
             return False
         return True

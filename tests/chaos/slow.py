@@ -273,7 +273,9 @@ async def _drip(dialler: Dialler, _label: str, device: Device) -> None:
         for octet in _write_hello(dialler):
             plain.raw.write(bytes([octet]))
             try:
-                await asyncio.wait_for(plain.over.wait(), _DRIP_SECONDS)
+                # Python 3.11's asyncio.wait_for may swallow the cancellation that ends the attack.
+                async with asyncio.timeout(_DRIP_SECONDS):
+                    await plain.over.wait()
             except TimeoutError:
                 continue
             return
