@@ -250,7 +250,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument(
         "--certificates", type=int, default=600, help="fresh certificates a round; kept three times as many (600)"
     )
-    parser.add_argument("--in-flight", type=int, default=48, help="requests in flight (48)")
+    parser.add_argument("--in-flight", type=int, default=64, help="requests in flight (64)")
     parser.add_argument("--connections", type=int, default=1000, help="idle connections for the memory figure (1000)")
     parser.add_argument("--no-peer", action="store_true", help="without cfssl")
     parser.add_argument("--json", action="store_true", help="print build/bench.json instead of the table")

@@ -4,7 +4,7 @@
 
 Every protocol comes this way, and so does the server's own certificate. Requests travel in groups: while one group is on
 its way the next one gathers, so an idle server adds no delay and a busy one pays two commits and one journal flush for
-many certificates.
+many certificates. A full group waits only for the intents of the one before it.
 
 Promises:
 
@@ -81,7 +81,8 @@ class Enrollment:
         self._clock = clock
         self._observe = observe
         self._gathering: FairQueue[_Waiting] = FairQueue()
-        self._is_group_out = False
+        self._is_leaving = False
+        self._out = 0
         self._left_at = 0.0
         self._left_with = 0
         self._until_enough: asyncio.TimerHandle | None = None
@@ -148,11 +149,11 @@ class Enrollment:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(order, loop.create_future())
         self._gathering.add(order.ecosystem_id, waiting)
-        if not self._is_group_out:
-            self._is_group_out = True
-            self._send_group(_TURNS_TO_GATHER)
-        elif self._until_enough is not None and len(self._gathering) >= _ENOUGH:
-            self._send_gathered()
+        if not self._is_leaving:
+            if len(self._gathering) >= _ENOUGH:
+                self._leave(0)
+            elif not self._out and self._until_enough is None:
+                self._leave(_TURNS_TO_GATHER)
         # A timer on the answer costs a fraction of asyncio.timeout, and an order waits for nothing else.
         deadline = loop.call_at(give_up_at, _give_up, waiting)
         try:
@@ -160,35 +161,43 @@ class Enrollment:
         finally:
             deadline.cancel()
 
+    def _leave(self, turns: int = 0) -> None:
+        """Let what has gathered go, after so many turns of the event loop; see `_TURNS_TO_GATHER`."""
+        if self._until_enough is not None:
+            self._until_enough.cancel()
+            self._until_enough = None
+        self._is_leaving = True
+        self._send_group(turns)
+
     def _send_group(self, turns: int) -> None:
-        """Send what has gathered, after so many turns of the event loop; see `_TURNS_TO_GATHER`."""
         loop = asyncio.get_running_loop()
         if turns:
             loop.call_soon(self._send_group, turns - 1)
             return
         group = self._gathering.take(_GROUP_SIZE)
         self._left_at, self._left_with = loop.time(), len(group)
+        self._out += 1
         task = loop.create_task(self._carry_out(group))
         self._under_way.add(task)
         task.add_done_callback(self._end_group)
 
+    def _make_way(self) -> None:
+        """The group that left last has its intents committed, or has failed; a full one need not wait for its end."""
+        self._is_leaving = False
+        if len(self._gathering) >= _ENOUGH:
+            self._leave()
+
     def _end_group(self, task: asyncio.Task[None]) -> None:
         self._end(task)
-        self._is_group_out = bool(self._gathering)
-        if not self._is_group_out:
+        self._out -= 1
+        if self._out or self._is_leaving or not self._gathering:
             return
-        if self._left_with < _BUSY_FROM or len(self._gathering) >= _ENOUGH:
-            self._send_group(_TURNS_TO_GATHER)
+        if self._left_with < _BUSY_FROM:
+            self._leave(_TURNS_TO_GATHER)
             return
         loop = asyncio.get_running_loop()
         pause = min(loop.time() - self._left_at, _GATHER_SECONDS)
-        self._until_enough = loop.call_later(pause, self._send_gathered)
-
-    def _send_gathered(self) -> None:
-        if self._until_enough is not None:
-            self._until_enough.cancel()
-            self._until_enough = None
-            self._send_group(0)
+        self._until_enough = loop.call_later(pause, self._leave)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -198,21 +207,36 @@ class Enrollment:
     async def _carry_out(self, group: list[_Waiting]) -> None:
         # Whoever stopped waiting before anything was committed is dropped; later on nobody is.
         group = [waiting for waiting in group if not waiting.answer.done()]
-        if not group:
-            return
-        self._observe("group_size", len(group))
+        if group:
+            self._observe("group_size", len(group))
         try:
-            await self._issue(group)
+            try:
+                journal, mine, unwanted = await self._reserve(group)
+            finally:
+                self._make_way()
+            if mine:
+                await self._sign(journal, mine, unwanted)
+            elif unwanted:
+                await self._forget(journal, unwanted)
         except (Unavailable, Refused) as reason:
             _fail(group, reason)
         except BaseException as fault:
             _fail(group, Broken("issuance failed"))
             raise fault
 
-    async def _issue(self, group: list[_Waiting]) -> None:
+    async def _reserve(
+        self, group: list[_Waiting]
+    ) -> tuple[str, list[tuple[_Waiting, Intent, PreparedItem]], list[PreparedItem]]:
+        """Prepare and commit the intents: the journal, what is to be signed, and what was prepared in vain."""
+        mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
+        unwanted: list[PreparedItem] = []
+        if not group:
+            return "", mine, unwanted
+        started = asyncio.get_running_loop().time()
         journal, prepared = await self._prepare(group)
+        self._observe("prepare_seconds", asyncio.get_running_loop().time() - started)
         if not prepared:
-            return
+            return journal, mine, unwanted
         now = self._clock()
         intents = [_write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
         started = asyncio.get_running_loop().time()
@@ -222,8 +246,6 @@ class Enrollment:
             await self._forget(journal, [item for _, item in prepared])
             raise
         self._observe("reserve_seconds", asyncio.get_running_loop().time() - started)
-        mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
-        unwanted: list[PreparedItem] = []
         for (waiting, item), intent, outcome in zip(prepared, intents, outcomes, strict=True):
             if outcome is Outcome.RESERVED:
                 mine.append((waiting, intent, item))
@@ -233,10 +255,7 @@ class Enrollment:
                 self._follow(waiting, self._answer_again(waiting.order))
             else:
                 _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
-        if mine:
-            await self._sign(journal, mine, unwanted)
-        else:
-            await self._forget(journal, unwanted)
+        return journal, mine, unwanted
 
     async def _forget(self, journal: str, unwanted: list[PreparedItem]) -> None:
         """Give their room in the signer back: it holds so many at most, and a fleet's retries would fill it."""

@@ -25,8 +25,9 @@ RECORD_BYTES: Final = 16_384
 OUTPUT_BYTES: Final = 2 * RECORD_BYTES
 """The most that `Connection.take` gives at once."""
 
-_allocate: Final[Any] = _FFI.new_allocator(should_clear_after_alloc=False)
-_CHARS: Final[Any] = _FFI.typeof("char[]")
+_BUFFER: Final[Any] = _FFI.new_allocator(should_clear_after_alloc=False)("char[]", OUTPUT_BYTES)
+"""Where OpenSSL puts what `take` and `read` copy out at once. One for all connections, which share a thread: an allocation
+of this size goes past the allocator's caches, and through all that it holds of smaller pieces."""
 _MEMORY: Final[Any] = LIB.BIO_s_mem()
 _WANT_READ: Final[int] = LIB.SSL_ERROR_WANT_READ
 _ALPN_OK: Final[int] = LIB.SSL_TLSEXT_ERR_OK
@@ -69,9 +70,8 @@ class Connection:
 
     def take(self) -> bytes:
         """What there is to be sent to the peer, `OUTPUT_BYTES` at most; empty when there is nothing."""
-        buffer = _allocate(_CHARS, OUTPUT_BYTES)
-        size = LIB.BIO_read(self._to_peer, buffer, OUTPUT_BYTES)
-        output: bytes = _FFI.unpack(buffer, size) if size > 0 else b""
+        size = LIB.BIO_read(self._to_peer, _BUFFER, OUTPUT_BYTES)
+        output: bytes = _FFI.unpack(_BUFFER, size) if size > 0 else b""
         return output
 
     def handshake(self) -> bool:
@@ -93,10 +93,9 @@ class Connection:
         Raises:
             TlsError: a fatal alert, or bytes that are no record of this connection.
         """
-        buffer = _allocate(_CHARS, RECORD_BYTES)
-        size = LIB.SSL_read(self._ssl, buffer, RECORD_BYTES)
+        size = LIB.SSL_read(self._ssl, _BUFFER, RECORD_BYTES)
         if size > 0:
-            plaintext: bytes = _FFI.unpack(buffer, size)
+            plaintext: bytes = _FFI.unpack(_BUFFER, size)
             return plaintext
         error = LIB.SSL_get_error(self._ssl, size)
         if error == _WANT_READ:

@@ -191,6 +191,42 @@ async def test_what_waits_travels_together(road: Road) -> None:
     assert len(road.groups) <= 3
 
 
+class _HeldPool(SignerPool):
+    """Holds the first group back before it is sealed."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths)
+        self.held = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def seal(
+        self, journal: str, items: Sequence[SealItem], unwanted: Sequence[SealItem] = ()
+    ) -> list[bytes | RefusedItem]:
+        if not self.held.is_set():
+            self.held.set()
+            await self.go_on.wait()
+        return await super().seal(journal, items, unwanted)
+
+
+async def test_a_full_group_does_not_wait_for_the_end_of_the_one_before(
+    database: Database, tmp_path: Path, valid_now: None
+) -> None:
+    async with open_road(database.url, tmp_path, _HeldPool) as road:
+        assert isinstance(road.pool, _HeldPool)
+        slow = asyncio.create_task(road.enrollment.enroll(road.order("device-0")))
+        await road.pool.held.wait()
+        few = [asyncio.create_task(road.enrollment.enroll(road.order(f"device-{n}"))) for n in range(1, 32)]
+        await asyncio.sleep(0.2)
+        assert (road.groups, road.enrollment.waiting) == ([1], 31)
+        last = road.order("device-32")
+        certificates = await asyncio.gather(*few, road.enrollment.enroll(last))
+        assert road.groups == [1, 32]
+        assert not slow.done()
+        assert sorted(certificates) == sorted(await road.certificates())
+        road.pool.go_on.set()
+        assert await slow in await road.certificates()
+
+
 async def test_a_refusal_is_not_its_neighbours(road: Road) -> None:
     wrong = make_csr(make_name("device-2"))[:-4] + b"\x00\x00\x00\x00"
     weak = make_csr(make_name("device-3"), ec.generate_private_key(ec.SECP384R1()))
