@@ -389,6 +389,8 @@ def read_messages(records: bytes) -> dict[int, bytes]:
     stream = b""
     while len(records) >= 5:
         kind, _, length = struct.unpack("!BHH", records[:5])
+        if kind == 20:
+            break  # what follows ChangeCipherSpec is encrypted, and any octet of it may look like a type
         if kind == 22:
             stream += records[5 : 5 + length]
         records = records[5 + length :]
