@@ -27,7 +27,7 @@ _log = logging.getLogger("estd.worker")
 
 DRAIN_SECONDS: Final = 20.0
 _BACKLOG: Final = 4096
-_ACCEPTS_PER_TURN: Final = 8
+_ACCEPTS_PER_TURN: Final = 16
 """Descriptors of the one listening socket that a worker watches. libuv takes one connection from each in a turn of the event
 loop; with a single one a storm's connections wait in the kernel, an honest device behind all of them, for as many turns."""
 _GAUGE_SECONDS: Final = 0.25

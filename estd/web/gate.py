@@ -42,9 +42,9 @@ class Limits:
     connections_per_source: int = 2048
     handshakes_at_once: int = 512
     handshakes_per_source: int = 64
-    handshakes_per_pass: int = 16
+    handshakes_per_pass: int = 8
     handshakes_per_pass_in_a_crowd: int = 2
-    crowd: int = 64
+    crowd: int = 32
     """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024

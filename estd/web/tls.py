@@ -34,6 +34,7 @@ __all__ = ["Event", "Gate", "Limits", "Observe", "Refusal", "TlsServerProtocol",
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_RECORD: Final = 0x16
+_HEADER_BYTES: Final = 5
 _ALERT_UNEXPECTED_MESSAGE: Final = b"\x15\x03\x03\x00\x02\x02\x0a"
 _PLAIN_HTTP_TEXT: Final = b"This port speaks TLS. Use https:// instead of http://.\n"
 _PLAIN_HTTP: Final = (
@@ -57,6 +58,7 @@ class TlsServerProtocol(asyncio.Protocol):
         "_address",
         "_current_context",
         "_deadline",
+        "_early",
         "_flight",
         "_gate",
         "_hello",
@@ -89,6 +91,7 @@ class TlsServerProtocol(asyncio.Protocol):
         self._raw: asyncio.Transport | None = None
         self._place: Place | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._early = b""  # of a first record that is not whole yet
         self._hello: bytes | None = None  # held while it waits for its turn
         self._flight: bytes | None = None  # held while others go on
         self._tls: Connection | None = None
@@ -155,11 +158,18 @@ class TlsServerProtocol(asyncio.Protocol):
         """The first bytes: what is not TLS is turned away before any cryptography, and what is waits for its turn."""
         assert self._raw is not None
         assert self._place is not None
+        if self._early:
+            data = self._early + data
         if data[0] != _HANDSHAKE_RECORD:
             is_http = 0x41 <= data[0] <= 0x5A  # every HTTP method begins with a capital letter
             self._raw.write(_PLAIN_HTTP if is_http else _ALERT_UNEXPECTED_MESSAGE)
             self._part(Event.FAILED_PLAIN_HTTP if is_http else Event.FAILED_NOT_TLS)
             return
+        if len(data) < _HEADER_BYTES or len(data) < _HEADER_BYTES + min(int.from_bytes(data[3:5]), RECORD_BYTES):
+            # A turn is for whoever has sent a whole record; at an octet a second it would be held for nothing.
+            self._early = data
+            return
+        self._early = b""
         turn = self._place.begin()
         if turn is True:
             self._start(data)
@@ -274,6 +284,7 @@ class TlsServerProtocol(asyncio.Protocol):
         if self._place is not None:
             self._place.end()
         self._hello = self._flight = None
+        self._early = b""
         self._tls = None
 
 

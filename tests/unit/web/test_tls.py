@@ -266,6 +266,21 @@ async def test_a_handshake_over_the_limit_waits_for_its_turn() -> None:
             assert (await first.get()).endswith(b"hello")
 
 
+async def test_a_turn_is_for_whoever_has_sent_a_whole_record() -> None:
+    async with run_floor(SERVER) as floor, await Client.connect(floor) as client:
+        with pytest.raises(SSL.WantReadError):
+            client.tls.do_handshake()
+        hello = client.take()
+        for part in (hello[:1], hello[1:4], hello[4:5], hello[5:-1]):
+            await client.transmit(part)
+            await asyncio.sleep(0.05)
+            assert (floor.gate.connections, floor.gate.handshakes) == (1, 0)
+        await client.transmit(hello[-1:])
+        await floor.until(lambda: floor.gate.handshakes == 1)
+        await client.handshake()
+        assert (await client.get()).endswith(b"hello")
+
+
 async def test_who_waits_too_long_is_evicted() -> None:
     limits = Limits(handshakes_at_once=1, handshake_seconds=0.6)
     async with run_floor(SERVER, limits) as floor, await Client.connect(floor) as late:
