@@ -21,7 +21,7 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 _STEADY_SECONDS: Final = 5.0
-_LONGEST_PAUSE_SECONDS: Final = 10.0
+_LONGEST_PAUSE_SECONDS: Final = 5.0
 _KILL_AFTER_SECONDS: Final = 30.0
 _ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=100"}
 """Has glibc ask the kernel for large pages for the heap: a process of many small objects misses the processor's cache of

@@ -14,6 +14,9 @@ from typing import Final
 from estd.errors import Invalid, Problem
 
 _BACKLOG: Final = 4096
+_SEND_BYTES: Final = 131_072
+"""What the kernel may hold of the answers to one connection, which every accepted socket inherits. Left alone it grows to
+megabytes for a peer that reads nothing, and with it the requests that are answered for nobody."""
 _FIRST_PASSED: Final = 3
 
 
@@ -40,6 +43,7 @@ def open_listener(address: str, port: int, environment: MutableMapping[str, str]
                     )
                 ]
             ) from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener

@@ -52,7 +52,7 @@ from estd.web.tls_context import build_context
 
 _log = logging.getLogger(__name__)
 
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 3.0
 """For a client that keeps its connection to a worker that is replaced: a request within that time is still answered."""
 _SETTLE_EVERY_SECONDS: Final = 30.0

@@ -174,12 +174,14 @@ class Gate:
             not self._ring
             and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
+            and self._may_begin(here)
             and self._has_turn(here)
-            and self._begun < self._most_per_pass()
         ):
             self._give_turn(place, now)
             return True
-        if self.waiting >= limits.handshakes_waiting:
+        # A quarter of the waiting room, as of the turns, is kept for sources that have nobody in it.
+        room = limits.handshakes_waiting
+        if self.waiting >= (room - room // 4 if here.waiting else room):
             return Refusal.HANDSHAKES_IN_ALL
         if len(here.waiting) >= limits.handshakes_waiting_per_source and not self._make_room(here.waiting, now):
             return Refusal.HANDSHAKES_PER_SOURCE
@@ -208,6 +210,11 @@ class Gate:
                 self._held.move_to_end(here, last=False)  # no part of a crowd
         queue.append(place)
         self._held_count += 1
+        # It did its part in time and waits for us alone: from here on it is as one that has just come.
+        place.since = self._clock()
+        for order in (self._guests, self._turns, here.guests, here.turns):
+            if place in order:
+                order.move_to_end(place)
         self._call_pass()
         return False
 
@@ -245,7 +252,7 @@ class Gate:
                 self._ring.move_to_end(here, last=False)
         while (
             self._ring
-            and self._begun < self._most_per_pass()
+            and self._may_begin(next(iter(self._ring)))
             and (self._has_turn(next(iter(self._ring))) or self._make_room(self._turns, now))
         ):
             here, _ = self._ring.popitem(last=False)
@@ -291,6 +298,12 @@ class Gate:
         limits = self.limits
         is_crowd = self.waiting + self._held_count >= limits.crowd
         return limits.handshakes_per_pass_in_a_crowd if is_crowd else limits.handshakes_per_pass
+
+    def _may_begin(self, here: _Source) -> bool:
+        """Whether one more may begin in this pass. Of a crowd nobody does while others are held that could go on: what is
+        begun and not finished in time was work for nothing.
+        """
+        return self._begun < self._most_per_pass() and (not self._held or len(here.guests) <= _FEW)
 
     def _has_turn(self, here: _Source) -> bool:
         """Whether one more may begin. A quarter of the turns is kept for sources that have none."""

@@ -31,6 +31,16 @@ def test_a_socket_of_our_own_listens() -> None:
         assert listener.family == socket.AF_INET6
 
 
+def test_the_kernel_holds_little_for_who_reads_nothing() -> None:
+    with open_listener("127.0.0.1", 0, {}) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        listener.setblocking(True)
+        end, _ = listener.accept()
+        with client, end:
+            # Linux books twice what was asked for (socket(7)).
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 131_072
+
+
 def test_what_was_passed_to_another_process_is_not_ours() -> None:
     environment = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x", "OTHER": "y"}
     assert not is_passed(environment)

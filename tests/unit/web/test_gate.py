@@ -178,6 +178,51 @@ def test_few_go_on_in_one_pass_and_who_is_alone_goes_first() -> None:
     assert lonely.place.proceed() is True
 
 
+def test_of_a_crowd_nobody_begins_while_others_could_go_on() -> None:
+    passes: list[Callable[[], None]] = []
+    gate = Gate(Limits(handshakes_per_pass=3), soon=passes.append)
+    log: list[str] = []
+    crowd = [Queuer(gate, "crowd", log, f"crowd-{number}") for number in range(10)]
+    assert [queuer.begin() for queuer in crowd[:3]] == [True] * 3
+    passes.pop()()
+    assert [queuer.begin() for queuer in crowd[3:5]] == [True] * 2
+    assert [queuer.place.proceed() for queuer in crowd[:5]] == [True, True, True, False, False]
+    assert crowd[5].begin() is False, "two of its crowd are held"
+    assert crowd[5].granted is False
+    lonely = Queuer(gate, "lonely", log, "lonely")
+    lonely.begin()
+    assert lonely.granted, "one that comes alone does not wait for a crowd"
+    passes.pop()()
+    assert log == ["lonely", "crowd-5", "crowd-3 resumed", "crowd-4 resumed"]
+    assert (gate.handshakes, gate.waiting) == (7, 0)
+
+
+def test_who_waits_for_us_alone_does_not_make_room() -> None:
+    passes: list[Callable[[], None]] = []
+    clock = Clock()
+    gate = Gate(Limits(handshakes_at_once=2, handshakes_per_pass=1, patience_seconds=1), clock, soon=passes.append)
+    log: list[str] = []
+    held, silent = Queuer(gate, "a", log, "held"), Queuer(gate, "b", log, "silent")
+    other = Queuer(gate, "d", log, "other")
+    assert held.begin() is True
+    passes.pop()()
+    assert silent.begin() is True
+    clock.now += 1.5
+    assert [queuer.place.proceed() for queuer in (other, held)] == [True, False]
+    passes.pop()()
+    Queuer(gate, "c", log, "newcomer").begin()
+    passes.pop()()
+    assert (held.revoked, silent.revoked) == (False, True)
+    assert "newcomer" in log
+
+
+def test_some_of_the_waiting_room_is_kept_for_sources_that_have_nobody_in_it() -> None:
+    gate = Gate(Limits(handshakes_at_once=0, handshakes_waiting=8))
+    storm = [Queuer(gate, "a") for _ in range(10)]
+    assert [queuer.begin() for queuer in storm[:8]] == [False] * 6 + [Refusal.HANDSHAKES_IN_ALL] * 2
+    assert [Queuer(gate, source).begin() for source in "bcd"] == [False, False, Refusal.HANDSHAKES_IN_ALL]
+
+
 def test_in_a_crowd_the_steps_are_small() -> None:
     passes: list[Callable[[], None]] = []
     gate = Gate(Limits(handshakes_per_pass=4, handshakes_per_pass_in_a_crowd=1, crowd=5), soon=passes.append)
