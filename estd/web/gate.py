@@ -35,7 +35,7 @@ class Limits:
     """Within this time the peer takes `write_floor_bytes` of what waits for it, or all of it."""
     linger_seconds: float = 2.0
     """After our close_notify, for the peer to read our last words and close."""
-    patience_seconds: float = 0.5
+    patience_seconds: float = 2.0
     """With a handshake unfinished, before room may be made at its expense; without a shortage nobody is hurried."""
 
     connections_in_all: int = 8192
