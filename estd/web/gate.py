@@ -7,7 +7,8 @@ finishing a handshake makes room, so half-open connections cannot lock others ou
 longest between two requests; only when nobody has outstayed `patience_seconds` and nobody is idle is a newcomer
 refused. All of that comes before any cryptography for the newcomer. However many ask, no more than
 `handshakes_per_pass` handshakes begin, and as many go on, in one pass of the event loop, so that nobody's next step
-waits behind a crowd's. Knows no TLS and no event loop.
+waits behind a crowd's; and of a crowd one begins at a time while others are held that could go on. Knows no TLS
+and no event loop.
 """
 
 from __future__ import annotations
@@ -300,10 +301,11 @@ class Gate:
         return limits.handshakes_per_pass_in_a_crowd if is_crowd else limits.handshakes_per_pass
 
     def _may_begin(self, here: _Source) -> bool:
-        """Whether one more may begin in this pass. Of a crowd nobody does while others are held that could go on: what is
-        begun and not finished in time was work for nothing.
+        """Whether one more may begin in this pass. Of a crowd only one does while others are held that could go on: what is
+        begun and not finished in time was work for nothing. One, so that nobody can lock a crowd out by being held.
         """
-        return self._begun < self._most_per_pass() and (not self._held or len(here.guests) <= _FEW)
+        is_due = not self._begun or not self._held or len(here.guests) <= _FEW
+        return is_due and self._begun < self._most_per_pass()
 
     def _has_turn(self, here: _Source) -> bool:
         """Whether one more may begin. A quarter of the turns is kept for sources that have none."""

@@ -178,7 +178,7 @@ def test_few_go_on_in_one_pass_and_who_is_alone_goes_first() -> None:
     assert lonely.place.proceed() is True
 
 
-def test_of_a_crowd_nobody_begins_while_others_could_go_on() -> None:
+def test_of_a_crowd_one_begins_at_a_time_while_others_could_go_on() -> None:
     passes: list[Callable[[], None]] = []
     gate = Gate(Limits(handshakes_per_pass=3), soon=passes.append)
     log: list[str] = []
@@ -195,6 +195,10 @@ def test_of_a_crowd_nobody_begins_while_others_could_go_on() -> None:
     passes.pop()()
     assert log == ["lonely", "crowd-5", "crowd-3 resumed", "crowd-4 resumed"]
     assert (gate.handshakes, gate.waiting) == (7, 0)
+    assert [queuer.place.proceed() for queuer in crowd[:5]] == [True, False, False, False, False]
+    assert [queuer.begin() for queuer in crowd[6:8]] == [False, False]
+    passes.pop()()
+    assert (log[4:], gate.waiting) == (["crowd-7", "crowd-1 resumed", "crowd-2 resumed", "crowd-3 resumed"], 1)
 
 
 def test_who_waits_for_us_alone_does_not_make_room() -> None:
