@@ -82,7 +82,9 @@ class Enrollment:
         self._observe = observe
         self._gathering: FairQueue[_Waiting] = FairQueue()
         self._is_leaving = False
+        """A group is between its leaving and its committed intents; no other may leave."""
         self._out = 0
+        """Groups that have left and not ended."""
         self._left_at = 0.0
         self._left_with = 0
         self._until_enough: asyncio.TimerHandle | None = None
@@ -151,7 +153,7 @@ class Enrollment:
         self._gathering.add(order.ecosystem_id, waiting)
         if not self._is_leaving:
             if len(self._gathering) >= _ENOUGH:
-                self._leave(0)
+                self._leave()
             elif not self._out and self._until_enough is None:
                 self._leave(_TURNS_TO_GATHER)
         # A timer on the answer costs a fraction of asyncio.timeout, and an order waits for nothing else.
@@ -207,8 +209,10 @@ class Enrollment:
     async def _carry_out(self, group: list[_Waiting]) -> None:
         # Whoever stopped waiting before anything was committed is dropped; later on nobody is.
         group = [waiting for waiting in group if not waiting.answer.done()]
-        if group:
-            self._observe("group_size", len(group))
+        if not group:
+            self._make_way()
+            return
+        self._observe("group_size", len(group))
         try:
             try:
                 journal, mine, unwanted = await self._reserve(group)
@@ -230,8 +234,6 @@ class Enrollment:
         """Prepare and commit the intents: the journal, what is to be signed, and what was prepared in vain."""
         mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
         unwanted: list[PreparedItem] = []
-        if not group:
-            return "", mine, unwanted
         started = asyncio.get_running_loop().time()
         journal, prepared = await self._prepare(group)
         self._observe("prepare_seconds", asyncio.get_running_loop().time() - started)
