@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,7 +206,7 @@ def _write(wish: Wish, enrolled: Enrolled) -> None:
             ),
             ("CA certificates", f"{wish.directory}/ca.pem"),
             ("note", "an earlier request was answered again" if enrolled.resumed else ""),
-            ("renew with", "" if wish.renew else f"estd enroll {' '.join(again)} --out {wish.directory} --renew"),
+            ("renew with", "" if wish.renew else shlex.join(again)),
         ],
     )
 

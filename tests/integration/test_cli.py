@@ -128,6 +128,28 @@ def test_a_device_enrolls_with_a_code_and_renews(live: Live, tmp_path: Path) -> 
     assert verified(home / "ca.pem", home / "device.pem")
 
 
+def test_the_command_to_renew_with_works_as_printed(live: Live, tmp_path: Path) -> None:
+    device, code = live.code(NORTH)
+    home = tmp_path / "the pump's"
+    (tmp_path / "code").write_text(f"{code}\n")
+    done = estd("enroll", *server_of(live), "--device", device, "--code-file", tmp_path / "code", "--out", home)
+    assert done.returncode == 0, done.stderr
+    before = read_pem(home / "device.pem")
+    (printed,) = [line.split("renew with", 1)[1].strip() for line in done.stdout.splitlines() if "renew with" in line]
+    pasted = subprocess.run(
+        ["bash", "-c", printed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PATH": f"{ESTD.parent}:{os.environ['PATH']}"},
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    after = read_pem(home / "device.pem")
+    assert after.subject == before.subject
+    assert after.serial_number != before.serial_number
+
+
 def read_pem(path: Path) -> x509.Certificate:
     """The first certificate of a file."""
     return x509.load_pem_x509_certificate(path.read_bytes())
