@@ -57,12 +57,12 @@ from estd.signer.blocks import (
     write_note,
     write_results,
 )
-from estd.signer.index import DIGEST_BYTES, Index, index_key, split_index_key
+from estd.signer.index import DIGEST_BYTES, Index
 from estd.signer.segments import Files, Segment, read_newest
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """A segment that reaches this size is closed and the next one begun."""
-INDEX_ENTRIES: Final = 200_000
+INDEX_ENTRIES: Final = 120_000
 """How many of the most recent entries `Journal.find` knows at least (at most twice as many)."""
 BLOCK_ENTRIES: Final = 64
 """How many entries or results share a block."""
@@ -188,8 +188,8 @@ class Journal:
             Unavailable: there is no room; nothing was recorded.
             Broken: a serial was recorded before, or the journal failed.
         """
-        keys = [index_key(entry.issuer_id, entry.serial) for entry in entries]
-        if len(set(keys)) < len(keys) or any(self._index.find_entry(key) is not None for key in keys):
+        serials = {(entry.issuer_id, entry.serial) for entry in entries}
+        if len(serials) < len(entries) or any(self._find_entry(*one) is not None for one in serials):
             raise Broken("a serial was about to be journaled twice")
         bodies = [
             (Kind.ENTRIES, write_entries(entries[at : at + BLOCK_ENTRIES]))
@@ -198,8 +198,8 @@ class Journal:
         first = self._append(bodies, now)
         self._flush()
         self._time = max(self._time, _read_seconds(now))
-        for at, key in enumerate(keys):
-            self._index.add_entry(key, first + at // BLOCK_ENTRIES)
+        for at, entry in enumerate(entries):
+            self._index.add_entry(entry.issuer_id, entry.serial, first + at // BLOCK_ENTRIES)
         self.counters.entries += len(entries)
 
     def set_aside(self, octets: int) -> None:
@@ -225,7 +225,7 @@ class Journal:
         ]
         first = self._append(bodies, now)
         for at, result in enumerate(results):
-            self._index.add_result(index_key(result.issuer_id, result.serial), first + at // BLOCK_ENTRIES)
+            self._index.add_result(result.issuer_id, result.serial, first + at // BLOCK_ENTRIES)
 
     def record_anchor(self, anchor: Anchor, now: datetime) -> None:
         """Record how far the audit trail had come. Survives the process; the disk has it after the next flush.
@@ -252,19 +252,18 @@ class Journal:
             Broken: the journal failed, or what was written is not there any more.
         """
         self._check_alive()
-        key = index_key(issuer_id, serial)
-        sequence = self._index.find_entry(key)
-        if sequence is None:
+        entry = self._find_entry(issuer_id, serial)
+        if entry is None:
             return None
-        entry = _pick(read_entries(self._read(sequence)), issuer_id, serial)
-        sequence = self._index.find_result(key)
-        if sequence is None:
-            return Found(entry, None)
-        return Found(entry, _pick(read_results(self._read(sequence)), issuer_id, serial).certificate)
+        for sequence in self._index.find_result(issuer_id, serial):
+            result = _pick(read_results(self._read(sequence)), issuer_id, serial)
+            if result is not None:
+                return Found(entry, result.certificate)
+        return Found(entry, None)
 
-    def newest(self, limit: int) -> list[tuple[int, bytes]]:
-        """Issuer and serial of the newest entries, newest first."""
-        return [split_index_key(key) for key in self._index.newest_entries(limit)]
+    def newest(self) -> list[tuple[int, bytes]]:
+        """Issuer and serial of the newest entries, newest first, `estd.signer.index.NEWEST_ENTRIES` of them at most."""
+        return list(reversed(self._index.newest))
 
     def covers(self, mark: str) -> bool:
         """Whether everything recorded since that mark is known here, so that what `find` misses was never recorded.
@@ -414,6 +413,13 @@ class Journal:
         self._index.add_block(number, 0, digest)
         self.counters.blocks += 1
 
+    def _find_entry(self, issuer_id: int, serial: bytes) -> Entry | None:
+        for sequence in self._index.find_entry(issuer_id, serial):
+            entry = _pick(read_entries(self._read(sequence)), issuer_id, serial)
+            if entry is not None:
+                return entry
+        return None
+
     def _read(self, sequence: int) -> Block:
         segment, offset, digest = self._index.place(sequence)
         try:
@@ -493,11 +499,8 @@ _Item = TypeVar("_Item", Entry, Result)
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def _pick(items: Sequence[_Item], issuer_id: int, serial: bytes) -> _Item:
-    for item in items:
-        if item.serial == serial and item.issuer_id == issuer_id:
-            return item
-    raise Broken("a journal block does not hold what the index says")
+def _pick(items: Sequence[_Item], issuer_id: int, serial: bytes) -> _Item | None:
+    return next((item for item in items if item.serial == serial and item.issuer_id == issuer_id), None)
 
 
 def _read_at(fd: int, offset: int) -> Block:

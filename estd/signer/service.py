@@ -48,7 +48,6 @@ from estd.signer.frames import (
     refuse_all,
     write_refusal,
 )
-from estd.signer.index import index_key
 from estd.signer.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ class Signer(Generic[_Approved]):
         self._limit = prepared_limit
         self._seconds = prepared_seconds
         self._clock_tolerance_seconds = clock_tolerance_seconds
-        self._prepared: OrderedDict[bytes, tuple[float, bytes, bytes, _Approved]] = OrderedDict()
+        self._prepared: OrderedDict[tuple[int, bytes], tuple[float, bytes, bytes, _Approved]] = OrderedDict()
         """Issuer and serial → (until when, request key, note, what may be sealed), oldest first."""
         self._hindrance = ""
         """What was said last about why nothing can be prepared."""
@@ -209,10 +208,10 @@ class Signer(Generic[_Approved]):
         answers: list[list[int | RefusedItem]] = []
         for request in requests:
             for item in request.unwanted:
-                self._prepared.pop(index_key(item.issuer_id, item.serial), None)
+                self._prepared.pop((item.issuer_id, item.serial), None)
             answer: list[int | RefusedItem] = []
             for item in request.items:
-                held = self._prepared.pop(index_key(item.issuer_id, item.serial), None)
+                held = self._prepared.pop((item.issuer_id, item.serial), None)
                 if held is None:
                     answer.append(_NOT_PREPARED)
                 else:
@@ -257,7 +256,7 @@ class Signer(Generic[_Approved]):
                 **counters,
             },
             hindrance="" if hindrance is None else hindrance.detail,
-            newest=tuple(SealItem(issuer_id, serial) for issuer_id, serial in self.journal.newest(_NEWEST)),
+            newest=tuple(SealItem(issuer_id, serial) for issuer_id, serial in self.journal.newest()),
         )
 
     def anchor(self, request: Anchor, now: datetime) -> Done | Failed:
@@ -324,7 +323,7 @@ class Signer(Generic[_Approved]):
             _log.exception("a request could not be prepared", extra={"request_key": item.request_key.hex()})
             self.counters.refused_items += 1
             return _FAULT
-        key = index_key(approved.issuer_id, approved.serial)
+        key = (approved.issuer_id, approved.serial)
         if key in self._prepared:
             _log.error("the engine chose a serial twice", extra={"serial": approved.serial.hex()})
             return _FAULT
@@ -380,7 +379,7 @@ class Signer(Generic[_Approved]):
         found = self.journal.find(item.issuer_id, item.serial)
         if found is None:
             # Forgotten first, so that whatever is answered now cannot become false.
-            self._prepared.pop(index_key(item.issuer_id, item.serial), None)
+            self._prepared.pop((item.issuer_id, item.serial), None)
             if covered:
                 self.counters.never_signed += 1
                 return Verdict.NEVER_SIGNED
@@ -424,8 +423,6 @@ _GROUP_ITEMS: Final = 64
 """What a signer has to find room for to be called able: a large group, so that small ones do not seem to say it is."""
 _ENTRY_BYTES: Final = 4096
 """Room that a journal entry finds, generously: to-be-signed bytes, request key and note."""
-_NEWEST: Final = 256
-"""More than can be on their way at once, so that what was committed late is among them too."""
 
 _Item = TypeVar("_Item")
 

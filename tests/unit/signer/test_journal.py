@@ -185,6 +185,22 @@ def test_the_index_forgets_and_says_so(directory: Path):
     again.close(NOW)
 
 
+def test_two_serials_that_share_a_key_are_told_apart(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("estd.signer.index.index_key", lambda issuer_id, serial: 42)
+    journal = Journal.open(directory, 3, NOW)
+    for number in range(5):
+        journal.record_entries([entry(number)], NOW)
+        journal.record_results([Result(7, entry(number).serial, b"certificate %d" % number)], NOW)
+    for number in range(5):
+        found = journal.find(7, entry(number).serial)
+        assert found is not None
+        assert (found.entry, found.certificate) == (entry(number), b"certificate %d" % number)
+    assert journal.find(7, entry(5).serial) is None
+    with pytest.raises(Broken, match="twice"):
+        journal.record_entries([entry(3)], NOW)
+    journal.close(NOW)
+
+
 def test_old_segments_may_be_taken_away(directory: Path):
     journal = Journal.open(directory, 3, NOW, segment_bytes=4096)
     marks = [journal.mark]
@@ -476,7 +492,7 @@ def test_an_anchor_is_kept_and_the_newest_entries_are_known_again(tmp_path: Path
     kinds = [block.kind for block in read_journal(directory, 0)]
     assert kinds == [Kind.SEGMENT, Kind.OPENED, Kind.ENTRIES, Kind.ANCHOR, Kind.CLOSED]
     again = Journal.open(directory, 0, NOW)
-    assert again.newest(3) == [(1, bytes([number, 7])) for number in (5, 4, 3)]
+    assert again.newest() == [(1, bytes([number, 7])) for number in (5, 4, 3, 2, 1)]
     found = again.find(1, bytes([4, 7]))
     assert found is not None
     assert found.entry.note == b"note 4"
