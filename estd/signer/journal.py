@@ -19,7 +19,6 @@ Must not know keys, sockets or clocks: `now` is an argument, and monotonic time 
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import time
@@ -29,11 +28,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from estd.errors import Broken, Code, Unavailable
+from estd.errors import Broken, Unavailable
 from estd.signer.blocks import (
     BLOCK_OVERHEAD_BYTES,
     HEAD_COPY_BYTES,
-    HEADER_BYTES,
     NO_HASH,
     Anchor,
     Block,
@@ -44,9 +42,7 @@ from estd.signer.blocks import (
     Mark,
     Result,
     SegmentNote,
-    read_block,
     read_entries,
-    read_length,
     read_mark,
     read_results,
     write_anchor,
@@ -59,6 +55,7 @@ from estd.signer.blocks import (
 )
 from estd.signer.index import DIGEST_BYTES, Index
 from estd.signer.segments import Files, Segment, read_newest
+from estd.signer.tail import Tail, is_full, no_room
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """A segment that reaches this size is closed and the next one begun."""
@@ -98,16 +95,11 @@ class Journal:
     ) -> None:
         self._files = files
         self._lock = lock
-        self._segment_bytes = segment_bytes
-        self._step_bytes = step_bytes
+        self._sizes = (segment_bytes, step_bytes)
         self._index = Index(index_entries)
         self._name = head.journal
         self._head_fd = os.open(files.head, os.O_RDWR | os.O_CLOEXEC)
-        self._fd = -1
-        self._segment = 0
-        self._end = 0
-        self._first_end = 0
-        self._allocated = 0
+        self._tail: Tail | None = None  # until it is found or begun, and once it is let go
         self._sequence = 0
         self._digest = NO_HASH
         self._durable = Head(head.journal, 0, NO_HASH)
@@ -153,8 +145,8 @@ class Journal:
                 os.close(lock)
             else:
                 journal._release()
-            if isinstance(fault, OSError) and fault.errno in _FULL:
-                raise _no_room(fault) from fault
+            if isinstance(fault, OSError) and is_full(fault):
+                raise no_room(fault) from fault
             raise
         return journal
 
@@ -209,8 +201,7 @@ class Journal:
             Unavailable: they do not; the journal is as it was.
             Broken: the journal failed.
         """
-        self._check_alive()
-        self._make_room(octets + BLOCK_OVERHEAD_BYTES)
+        self._make_room(self._alive(), octets + BLOCK_OVERHEAD_BYTES)
 
     def record_results(self, results: Sequence[Result], now: datetime) -> None:
         """Record certificates that could not be made again. Survives the process; the disk has it after the next flush.
@@ -251,7 +242,7 @@ class Journal:
         Raises:
             Broken: the journal failed, or what was written is not there any more.
         """
-        self._check_alive()
+        self._alive()
         entry = self._find_entry(issuer_id, serial)
         if entry is None:
             return None
@@ -271,7 +262,7 @@ class Journal:
         False for the mark of another journal, for one older than what `find` knows, and for one this journal never
         gave or gave before it was set back to an older state.
         """
-        self._check_alive()
+        self._alive()
         read = read_mark(mark)
         return read is not None and read.journal == self._name and self._index.holds(read.sequence, read.digest)
 
@@ -284,8 +275,7 @@ class Journal:
                 except Unavailable:
                     pass  # its absence only says that the end was not in order, which is so
                 self._flush()
-                os.ftruncate(self._fd, self._end)
-                os.fsync(self._fd)
+                self._alive().finish()
                 os.fsync(self._head_fd)
         finally:
             self._release()
@@ -294,17 +284,16 @@ class Journal:
 
     def _append(self, bodies: Sequence[tuple[Kind, bytes]], now: datetime, *, is_last: bool = False) -> int:
         """Write blocks without flushing them; the first one's sequence. Space for CLOSED is kept behind them."""
-        self._check_alive()
+        tail = self._alive()
         needed = sum(len(body) + BLOCK_OVERHEAD_BYTES for _, body in bodies)
         if not is_last:
             needed += BLOCK_OVERHEAD_BYTES
-            if self._end + needed > self._segment_bytes and self._end > self._first_end:
-                self._rotate(now)
-        self._make_room(needed)
+            if tail.is_full_with(needed):
+                tail = self._rotate(tail, now)
+        self._make_room(tail, needed)
         time_ = _read_seconds(now)
-        sequence, digest = self._sequence, self._digest
+        sequence, digest, at = self._sequence, self._digest, tail.end
         blocks: list[bytes] = []
-        at = self._end
         places: list[tuple[int, bytes]] = []
         for kind, body in bodies:
             block, digest = write_block(kind, sequence + 1, self._durable.sequence, time_, digest, body)
@@ -312,29 +301,31 @@ class Journal:
             blocks.append(block)
             places.append((at, digest))
             at += len(block)
-        self._write(b"".join(blocks))
+        self._write(tail, b"".join(blocks))
         first = self._sequence + 1
         for offset, hash_ in places:
-            self._index.add_block(self._segment, offset, hash_)
-        self._sequence, self._digest, self._end = sequence, digest, at
+            self._index.add_block(tail.number, offset, hash_)
+        self._sequence, self._digest = sequence, digest
         self.counters.blocks += len(blocks)
         return first
 
-    def _write(self, octets: bytes) -> None:
-        # Whatever goes wrong here leaves the file in a state nobody can know: see `failed`.
+    def _write(self, tail: Tail, octets: bytes) -> None:
         try:
-            written = os.pwrite(self._fd, octets, self._end)
+            tail.append(octets)
         except OSError as error:
             raise self._fail("written", error) from error
-        if written != len(octets):
-            self._failed = True
-            raise Broken(f"only {written} of {len(octets)} octets of the journal were written")
-        self.counters.written_bytes += written
+        self.counters.written_bytes += len(octets)
+
+    def _make_room(self, tail: Tail, octets: int) -> None:
+        try:
+            tail.make_room(octets)
+        except OSError as error:
+            raise self._fail("cut back", error) from error
 
     def _flush(self) -> None:
         started = time.perf_counter()
         try:
-            os.fdatasync(self._fd)
+            self._alive().flush()
             self._durable = Head(self._name, self._sequence, self._digest)
             # Not flushed: after a power cut the head may be older than the journal, never newer.
             os.pwrite(self._head_fd, write_head(self._durable), self._head_at)
@@ -345,73 +336,32 @@ class Journal:
         self.counters.flushes += 1
         self.counters.flush_seconds += time.perf_counter() - started
 
-    def _make_room(self, needed: int) -> None:
-        """Set disk space aside, generously if there is plenty, so that no write can meet a full disk."""
-        missing = self._end + needed - self._allocated
-        if missing <= 0:
-            return
-        # Not beyond the segment's end, unless one large block needs it.
-        generous = min(self._step_bytes, max(0, self._segment_bytes - self._allocated))
-        if self._allocate(max(generous, missing)) is None:
-            return
-        fault = self._allocate(missing)
-        if fault is not None:
-            raise _no_room(fault) from fault
-
-    def _allocate(self, wanted: int) -> OSError | None:
-        """Set that much more aside; why it could not be, if it could not."""
-        try:
-            os.posix_fallocate(self._fd, self._allocated, wanted)
-        except OSError as fault:
-            try:
-                # A file that grew before the disk was full is cut back.
-                os.ftruncate(self._fd, self._allocated)
-            except OSError as error:
-                raise self._fail("cut back", error) from error
-            return fault
-        self._allocated += wanted
-        return None
-
-    def _rotate(self, now: datetime) -> None:
+    def _rotate(self, tail: Tail, now: datetime) -> Tail:
         """Begin the next segment. The old one is whole on the disk before the new one exists."""
         try:
-            os.ftruncate(self._fd, self._end)
-            self._allocated = self._end
-            os.fsync(self._fd)
+            tail.finish()
             self.flush()
             os.fsync(self._head_fd)
         except OSError as error:
             raise self._fail("flushed", error) from error
-        self._begin_segment(self._segment + 1, now)
+        return self._begin_segment(tail.number + 1, now)
 
-    def _begin_segment(self, number: int, now: datetime) -> None:
-        path = self._files.segment(number)
+    def _begin_segment(self, number: int, now: datetime) -> Tail:
         note = write_note(SegmentNote(self._name, number))
         block, digest = write_block(
             Kind.SEGMENT, self._sequence + 1, self._durable.sequence, _read_seconds(now), self._digest, note
         )
-        fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            os.posix_fallocate(fd, 0, len(block) + BLOCK_OVERHEAD_BYTES)
-            os.pwrite(fd, block, 0)
-            os.fsync(fd)
-            self._files.flush_directory()
+            tail = Tail.create(self._files, number, block, BLOCK_OVERHEAD_BYTES, self._sizes)
         except OSError as error:
-            if fd != -1:
-                os.close(fd)
-                path.unlink()
-            if error.errno in _FULL:
-                raise _no_room(error) from error
             raise self._fail("continued in a new segment", error) from error
-        if self._fd != -1:
-            os.close(self._fd)
-        self._fd, self._segment = fd, number
+        if self._tail is not None:
+            self._tail.close()
+        self._tail = tail
         self._sequence, self._digest = self._sequence + 1, digest
-        self._end = self._first_end = len(block)
-        self._allocated = len(block) + BLOCK_OVERHEAD_BYTES
         self._index.add_block(number, 0, digest)
         self.counters.blocks += 1
+        return tail
 
     def _find_entry(self, issuer_id: int, serial: bytes) -> Entry | None:
         for sequence in self._index.find_entry(issuer_id, serial):
@@ -423,14 +373,7 @@ class Journal:
     def _read(self, sequence: int) -> Block:
         segment, offset, digest = self._index.place(sequence)
         try:
-            if segment == self._segment:
-                block = _read_at(self._fd, offset)
-            else:
-                fd = os.open(self._files.segment(segment), os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    block = _read_at(fd, offset)
-                finally:
-                    os.close(fd)
+            block = self._alive().read(segment, offset)
         except (OSError, BlockError) as error:
             raise Broken(f"block {sequence} of journal {self._name} cannot be read any more: {error}") from error
         if block.digest[:DIGEST_BYTES] != digest:
@@ -459,58 +402,39 @@ class Journal:
                 ),
                 default=0,
             )
-            self._take_over(segments[-1], head)
+            last = segments[-1]
+            blocks = [scanned.block for scanned in last.blocks]
+            self._tail = Tail.take_over(self._files, last.number, blocks, head.sequence, self._sizes)
+            self._sequence, self._digest = blocks[-1].sequence, blocks[-1].digest
         else:
             self._begin_segment(1, now)
-
-    def _take_over(self, segment: Segment, head: Head) -> None:
-        """Open the last segment for appending; make durable whatever the head does not vouch for."""
-        blocks = [scanned.block for scanned in segment.blocks]
-        self._segment = segment.number
-        self._sequence, self._digest, self._end = blocks[-1].sequence, blocks[-1].digest, blocks[-1].end
-        self._first_end = blocks[0].end
-        self._fd = os.open(self._files.segment(segment.number), os.O_RDWR | os.O_CLOEXEC)
-        os.ftruncate(self._fd, self._end)
-        self._allocated = self._end
-        unsure = next((block.offset for block in blocks if block.sequence > head.sequence), None)
-        if unsure is not None:
-            # Written anew, because after a failed flush the kernel may hold octets that it will never write.
-            os.pwrite(self._fd, os.pread(self._fd, self._end - unsure, unsure), unsure)
-        os.fsync(self._fd)
 
     def _fail(self, what: str, error: OSError) -> Broken:
         self._failed = True
         return Broken(f"the journal could not be {what}: {error.strerror}")
 
-    def _check_alive(self) -> None:
-        if self._failed:
+    def _alive(self) -> Tail:
+        if self._failed or self._tail is None:
             raise Broken("the journal failed and must be opened again")
+        return self._tail
 
     def _release(self) -> None:
-        for fd in (self._fd, self._head_fd, self._lock):
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+        for fd in (self._head_fd, self._lock):
             if fd != -1:
                 os.close(fd)
-        self._fd = self._head_fd = self._lock = -1
+        self._head_fd = self._lock = -1
         self._failed = True
 
 
 _Item = TypeVar("_Item", Entry, Result)
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def _pick(items: Sequence[_Item], issuer_id: int, serial: bytes) -> _Item | None:
     return next((item for item in items if item.serial == serial and item.issuer_id == issuer_id), None)
 
 
-def _read_at(fd: int, offset: int) -> Block:
-    length = read_length(os.pread(fd, HEADER_BYTES, offset))
-    return read_block(os.pread(fd, length, offset), 0)
-
-
 def _read_seconds(now: datetime) -> int:
     return max(0, int(now.timestamp()))
-
-
-def _no_room(fault: OSError) -> Unavailable:
-    return Unavailable(Code.SIGNER_UNAVAILABLE, f"the signer's journal has no room: {fault.strerror}", 30)

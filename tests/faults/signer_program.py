@@ -22,6 +22,7 @@ from estd.keys.software import SoftwareKey, unseal
 from estd.signer.frames import Load, PrepareItem
 from estd.signer.journal import Journal
 from estd.signer.server import run_process
+from estd.signer.tail import Tail
 
 CONTEXT = b"test"
 POINTS = (
@@ -172,11 +173,11 @@ class TrappedJournal(Journal):
         self.trap.at("results: written")
         self.trap.at("seal: done, not answered")
 
-    def _write(self, octets: bytes) -> None:
+    def _write(self, tail: Tail, octets: bytes) -> None:
         if self._recording == "entries" and self.trap.point == "entries: half written" and self.trap.left == 1:
-            os.pwrite(self._fd, octets[: len(octets) // 2], self._end)
+            os.pwrite(tail.fd, octets[: len(octets) // 2], tail.end)
             self.trap.at("entries: half written")
-        super()._write(octets)
+        super()._write(tail, octets)
         if self._recording == "entries":
             self.trap.at("entries: written, not flushed")
 

@@ -39,7 +39,7 @@ def directory(tmp_path: Path) -> Path:
 def journal(directory: Path) -> Iterator[Journal]:
     opened = Journal.open(directory, 3, NOW)
     yield opened
-    if opened._fd != -1:
+    if opened._tail is not None:
         opened.close(NOW)
 
 
@@ -292,9 +292,9 @@ def test_an_interrupted_write_is_cut_wherever_it_stopped(directory: Path, tmp_pa
     journal = Journal.open(directory, 3, NOW)
     journal.record_entries([entry(1)], NOW)
     head = (directory / "journal-3.head").read_bytes()
-    start = journal._end
+    start = journal._tail.end
     journal.record_entries([entry(2), entry(3)], NOW)
-    end = journal._end
+    end = journal._tail.end
     segment = (directory / "journal-3-0001.log").read_bytes()
     journal.close(NOW)
     for cut in [*range(start, end, 17), end - 1, end]:
@@ -318,10 +318,10 @@ def test_pages_of_an_interrupted_write_may_arrive_in_any_order(directory: Path, 
     journal = Journal.open(directory, 3, NOW)
     journal.record_entries([entry(1)], NOW)
     head = (directory / "journal-3.head").read_bytes()
-    start = journal._end
+    start = journal._tail.end
     journal.record_results([Result(7, entry(1).serial, b"c" * 9000)], NOW)  # not flushed by itself
     journal.record_entries([entry(number, 2000) for number in range(100, 300)], NOW)  # several blocks, one flush
-    segment = bytearray((directory / "journal-3-0001.log").read_bytes()[: journal._end])
+    segment = bytearray((directory / "journal-3-0001.log").read_bytes()[: journal._tail.end])
     journal.close(NOW)
     for hole in range(start, len(segment) - 4096, 40_000):
         where = tmp_path / "crashed"
@@ -475,7 +475,7 @@ def test_after_a_failed_flush_everything_is_refused(directory: Path, monkeypatch
 def test_a_block_that_changed_under_us_is_our_own_fault(directory: Path, journal: Journal):
     journal.record_entries([entry(1)], NOW)
     with (directory / "journal-3-0001.log").open("r+b") as segment:
-        segment.seek(journal._end - 40)
+        segment.seek(journal._tail.end - 40)
         segment.write(b"\xff")
     with pytest.raises(Broken, match="cannot be read"):
         journal.find(7, entry(1).serial)

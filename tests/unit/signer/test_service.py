@@ -53,7 +53,7 @@ def make(tmp_path: Path, program: ModuleType, harness: ModuleType) -> Iterator[A
 
     yield build
     for journal in journals:
-        if journal._fd != -1:
+        if journal._tail is not None:
             journal.close(NOW)
 
 
