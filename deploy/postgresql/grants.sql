@@ -10,7 +10,8 @@ GRANT INSERT ON certificate, event, audit_link TO estd;
 GRANT INSERT ON node, ecosystem, ecosystem_version, issuer TO estd_admin;
 GRANT UPDATE (label) ON ecosystem TO estd_admin; -- to lock the row while a new version is written
 GRANT INSERT ON enrollment_code, revocation, event, audit_link TO estd_admin;
-GRANT INSERT, UPDATE ON device TO estd_admin;
+GRANT UPDATE (expires_at) ON enrollment_code TO estd_admin; -- to revoke codes
+GRANT INSERT, UPDATE, DELETE ON device TO estd_admin;
 
 -- audit reconcile, after the database was set back: writes what the journal proves.
 GRANT INSERT, UPDATE ON intent TO estd_admin;

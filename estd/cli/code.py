@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from estd.store.contract import EcosystemRecord, EnrollmentCode
 
 _AT_ONCE: Final = 5000
 _AT_MOST: Final = 1_000_000
+_DETAIL_AT_MOST: Final = 2000
 
 
 @click.group(short_help="Make enrollment codes and see which are used.")
@@ -37,6 +39,7 @@ def code() -> None:
       estd code create --ecosystem plant --device pump-17 --config estd.toml
       estd code create --ecosystem plant --devices-file pumps.csv --expires 30d --out codes.csv
       estd code list --ecosystem plant --unused
+      estd code revoke pump-17 --ecosystem plant
 
     A code is good for one device and, unless --reusable, for one certificate. estd keeps only its hash: whoever loses a
     code gets a new one.
@@ -128,9 +131,7 @@ def create(
 def list_codes(label: str, device: str | None, unused: bool, limit: int, config: Config, as_json: bool) -> None:
     """List codes, newest first; the codes themselves are not known any more."""
     now = _now()
-    found = [
-        one for one in run_async(_find(config, label, device, limit)) if not unused or _state(one, now) == "unused"
-    ]
+    found = run_async(_find(config, label, device, limit, now if unused else None))
     if as_json:
         write_json(
             [
@@ -163,6 +164,36 @@ def list_codes(label: str, device: str | None, unused: bool, limit: int, config:
         ],
         f"No code here. Make one: estd code create --ecosystem {label} --device NAME",
     )
+
+
+@code.command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE]...")
+@ecosystem_option
+@click.option("--all", "everything", is_flag=True, help="All codes of the ecosystem that still work.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_options
+@json_option
+def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, config: Config, as_json: bool) -> None:
+    """End codes that still work, for example because they were lost. Certificates that came of them stay valid.
+
+    \b
+      estd code revoke pump-17 pump-18 --ecosystem plant
+      estd code revoke --all --ecosystem plant
+    """
+    if bool(devices) == everything:
+        raise click.UsageError("Name the devices whose codes shall end, or say --all.")
+    names = None if everything else [read_device(name) for name in devices]
+    if everything and not yes and not as_json and sys.stdin.isatty():
+        click.confirm(f"End every code of {label} that still works?", abort=True)
+    ended = run_async(_revoke(config, label, names))
+    if not ended:
+        whose = "It" if names is None else " ".join(names)
+        remedy = f"See which do: estd code list --ecosystem {label} --unused"
+        raise Invalid([Problem(f"ecosystem {label!r}", f"{whose} has no code that still works", remedy)])
+    if as_json:
+        write_json([{"device": device} for device in ended])
+    else:
+        note(f"{len(ended)} {'code' if len(ended) == 1 else 'codes'} of {label} ended")
 
 
 # --- private -------------------------------------------------------------------------------------------------------
@@ -310,12 +341,31 @@ def _state(one: EnrollmentCode, now: datetime) -> str:
     return "expired" if one.expires_at is not None and one.expires_at <= now else "unused"
 
 
-async def _find(config: Config, label: str, device: str | None, limit: int) -> list[EnrollmentCode]:
+async def _find(
+    config: Config, label: str, device: str | None, limit: int, working_at: datetime | None
+) -> list[EnrollmentCode]:
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
         if device is None:
-            return await store.list_codes(record.ecosystem_id, limit)
-        return (await store.find_codes(record.ecosystem_id, read_device(device)))[:limit]
+            return await store.list_codes(record.ecosystem_id, limit, working_at)
+        found = await store.find_codes(record.ecosystem_id, read_device(device))
+    return [one for one in found if working_at is None or _state(one, working_at) == "unused"][:limit]
+
+
+async def _revoke(config: Config, label: str, devices: Sequence[str] | None) -> list[str]:
+    now = _now()
+    async with open_store(config) as store:
+        record = await get_ecosystem(store, label)
+        event = Event(
+            at=now,
+            kind="code.revoke",
+            outcome="granted",
+            ecosystem=label,
+            ecosystem_id=record.ecosystem_id,
+            identity=find_user(),
+            detail="all codes that worked" if devices is None else f"codes of {', '.join(devices)}"[:_DETAIL_AT_MOST],
+        )
+        return await store.revoke_codes(record.ecosystem_id, devices, now, event)
 
 
 def _now() -> datetime:

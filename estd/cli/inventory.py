@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from estd.app.access import find_user, get_ecosystem, open_store
 from estd.audit import Event
 from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, read_device, server_options
-from estd.cli.output import note, write_facts, write_json
+from estd.cli.output import note, write_facts, write_json, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
 from estd.names import normalise_device, write_name, write_san
@@ -22,6 +23,7 @@ from estd.store.contract import Device
 _AT_ONCE: Final = 5000
 _COLUMNS: Final = ("device", "subject", "san")
 _SHOWN_AT_MOST: Final = 50
+_DETAIL_AT_MOST: Final = 2000
 
 
 @click.group(short_help="Say which names the devices get.")
@@ -30,7 +32,9 @@ def inventory() -> None:
 
     \b
       estd inventory import devices.csv --ecosystem plant --config estd.toml
+      estd inventory list --ecosystem plant --config estd.toml
       estd inventory show pump-17 --ecosystem plant --config estd.toml
+      estd inventory remove pump-17 --ecosystem plant --config estd.toml
 
     \b
     The file names its columns in the first line; alternative names are separated by spaces:
@@ -56,6 +60,52 @@ def import_devices(file: Path, label: str, dry_run: bool, config: Config, as_jso
         note(f"{len(rows)} devices {'would be imported' if dry_run else 'imported'} into {label}")
 
 
+@inventory.command("list")
+@ecosystem_option
+@click.option("--after", default="", metavar="NAME", help="Begin behind this device.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=100, show_default=True, metavar="N", help="How many at most."
+)
+@server_options
+@json_option
+def list_devices(label: str, after: str, limit: int, config: Config, as_json: bool) -> None:
+    """List devices by name."""
+    found = run_async(_list(config, label, after, limit + 1))
+    shown = found[:limit]
+    if as_json:
+        write_json([_write_device(one) for one in shown])
+        return
+    empty = f"No device here. Import some: estd inventory import FILE --ecosystem {label}"
+    write_table(
+        ("device", "subject", "alternative names"),
+        [(one.device, one.subject or "none", " ".join(one.san) or "none") for one in shown],
+        empty if not after else f"There is no device behind {after}.",
+    )
+    if len(found) > limit:
+        note(f"there are more: --after {shlex.quote(shown[-1].device)}")
+
+
+@inventory.command()
+@click.argument("names", nargs=-1, required=True, metavar="DEVICE...")
+@ecosystem_option
+@server_options
+@json_option
+def remove(names: tuple[str, ...], label: str, config: Config, as_json: bool) -> None:
+    """Take devices out: those that have no certificate yet get none. What others have stays valid, and renews.
+
+    To end a device, revoke its certificates: estd cert revoke --device NAME --ecosystem LABEL
+    """
+    wanted = [read_device(name) for name in names]
+    removed = run_async(_remove(config, label, wanted))
+    missing = [name for name in wanted if name not in removed]
+    if as_json:
+        write_json([{"device": name, "removed": name in removed} for name in wanted])
+    else:
+        note(f"{len(removed)} of {len(wanted)} devices taken out of {label}")
+    if missing:
+        raise Invalid([_not_there(name, label) for name in missing])
+
+
 @inventory.command()
 @click.argument("names", nargs=-1, required=True, metavar="DEVICE...")
 @ecosystem_option
@@ -66,13 +116,10 @@ def show(names: tuple[str, ...], label: str, config: Config, as_json: bool) -> N
     found = run_async(_find(config, label, [read_device(name) for name in names]))
     missing = [name for name, device in zip(names, found, strict=True) if device is None]
     if missing:
-        remedy = f"Import it: estd inventory import FILE --ecosystem {label}"
-        raise Invalid(
-            [Problem(f"device {name!r}", f"is not in the inventory of {label!r}", remedy) for name in missing]
-        )
+        raise Invalid([_not_there(name, label) for name in missing])
     devices = [device for device in found if device is not None]
     if as_json:
-        write_json([{"device": one.device, "subject": one.subject, "san": one.san} for one in devices])
+        write_json([_write_device(one) for one in devices])
         return
     for one in devices:
         write_facts(
@@ -83,6 +130,15 @@ def show(names: tuple[str, ...], label: str, config: Config, as_json: bool) -> N
 # --- private -------------------------------------------------------------------------------------------------------
 
 _Row = tuple[str, str | None, tuple[str, ...]]
+
+
+def _write_device(one: Device) -> dict[str, object]:
+    return {"device": one.device, "subject": one.subject, "san": one.san}
+
+
+def _not_there(name: str, label: str) -> Problem:
+    remedy = f"Import it: estd inventory import FILE --ecosystem {label}"
+    return Problem(f"device {name!r}", f"is not in the inventory of {label!r}", remedy)
 
 
 def _read(path: Path) -> list[_Row]:
@@ -150,3 +206,24 @@ async def _find(config: Config, label: str, names: list[str]) -> list[Device | N
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
         return [await store.find_device(record.ecosystem_id, name) for name in names]
+
+
+async def _list(config: Config, label: str, after: str, limit: int) -> list[Device]:
+    async with open_store(config) as store:
+        record = await get_ecosystem(store, label)
+        return await store.list_devices(record.ecosystem_id, after, limit)
+
+
+async def _remove(config: Config, label: str, names: list[str]) -> list[str]:
+    async with open_store(config) as store:
+        record = await get_ecosystem(store, label)
+        event = Event(
+            at=datetime.now(UTC).replace(microsecond=0),
+            kind="inventory.remove",
+            outcome="granted",
+            ecosystem=label,
+            ecosystem_id=record.ecosystem_id,
+            identity=find_user(),
+            detail=", ".join(names)[:_DETAIL_AT_MOST],
+        )
+        return await store.remove_devices(record.ecosystem_id, names, event)

@@ -84,7 +84,8 @@ def _decide_san(admitted: Admitted, request: CertificationRequest) -> bytes | No
             allowed, source = credential.san, "credential"
         case "inventory":
             assert admitted.inventory is not None
-            allowed, source = write_san(admitted.inventory.san), "inventory"
+            san = admitted.inventory.san
+            allowed, source = write_san(san) if san else None, "inventory"
         case _:
             allowed, source = None, "profile"
     if request.san is not None and not same_san(request.san, allowed):

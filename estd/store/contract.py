@@ -307,14 +307,34 @@ class Store(Protocol):
     async def find_codes(self, ecosystem_id: int, device: str) -> list[EnrollmentCode]:
         """All codes of a device, spent ones included, newest first."""
 
-    async def list_codes(self, ecosystem_id: int, limit: int) -> list[EnrollmentCode]:
-        """Codes of an ecosystem, newest first."""
+    async def list_codes(
+        self, ecosystem_id: int, limit: int, working_at: datetime | None = None
+    ) -> list[EnrollmentCode]:
+        """Codes of an ecosystem, newest first: all, or those that are neither spent nor expired at that time."""
+
+    async def revoke_codes(
+        self, ecosystem_id: int, devices: Sequence[str] | None, at: datetime, event: Event
+    ) -> list[str]:
+        """Let the codes of these devices, or of all of them, expire now, unless they are spent or expired; record the event.
+
+        The devices whose codes they were, in order, once for each code; with none there is no event. Repeated after
+        `Unavailable` it may find nothing left to do.
+        """
 
     async def record_devices(self, devices: Sequence[Device]) -> None:
         """Insert or replace inventory rows; of several for one device the last counts."""
 
     async def find_device(self, ecosystem_id: int, device: str) -> Device | None:
         """One inventory row."""
+
+    async def list_devices(self, ecosystem_id: int, after: str, limit: int) -> list[Device]:
+        """Inventory rows by name, those whose name comes after `after`."""
+
+    async def remove_devices(self, ecosystem_id: int, devices: Sequence[str], event: Event) -> list[str]:
+        """Take inventory rows out and record the event; the names of those that were there, without any no event.
+
+        Repeated after `Unavailable` it may find nothing left to do.
+        """
 
     # --- audit and life --------------------------------------------------------------------------------------------
     async def record_events(self, events: Sequence[Event]) -> None:

@@ -258,9 +258,18 @@ class PostgresStore:
         """See `Store.find_codes`."""
         return [rows.read_code(row) for row in await self._pool.fetch(_FIND_CODES, ecosystem_id, device)]
 
-    async def list_codes(self, ecosystem_id: int, limit: int) -> list[EnrollmentCode]:
+    async def list_codes(
+        self, ecosystem_id: int, limit: int, working_at: datetime | None = None
+    ) -> list[EnrollmentCode]:
         """See `Store.list_codes`."""
-        return [rows.read_code(row) for row in await self._pool.fetch(_LIST_CODES, ecosystem_id, limit)]
+        return [rows.read_code(row) for row in await self._pool.fetch(_LIST_CODES, ecosystem_id, limit, working_at)]
+
+    async def revoke_codes(
+        self, ecosystem_id: int, devices: Sequence[str] | None, at: datetime, event: Event
+    ) -> list[str]:
+        """See `Store.revoke_codes`."""
+        found = await self._pool.fetch(_REVOKE_CODES, ecosystem_id, devices, at, *rows.write_event(event))
+        return [row["device"] for row in found]
 
     async def record_devices(self, devices: Sequence[Device]) -> None:
         """See `Store.record_devices`."""
@@ -271,6 +280,15 @@ class PostgresStore:
         """See `Store.find_device`."""
         found = await self._pool.fetch(_FIND_DEVICE, ecosystem_id, device)
         return rows.read_device(found[0]) if found else None
+
+    async def list_devices(self, ecosystem_id: int, after: str, limit: int) -> list[Device]:
+        """See `Store.list_devices`."""
+        return [rows.read_device(row) for row in await self._pool.fetch(_LIST_DEVICES, ecosystem_id, after, limit)]
+
+    async def remove_devices(self, ecosystem_id: int, devices: Sequence[str], event: Event) -> list[str]:
+        """See `Store.remove_devices`."""
+        found = await self._pool.fetch(_REMOVE_DEVICES, ecosystem_id, devices, *rows.write_event(event))
+        return [row["device"] for row in found]
 
     # --- audit and life --------------------------------------------------------------------------------------------
     async def record_events(self, events: Sequence[Event]) -> None:
@@ -412,8 +430,11 @@ _RECORD_CODES = sql_of("record_codes")
 _FIND_RECORDED_CODES = sql_of("find_recorded_codes")
 _FIND_CODES = sql_of("find_codes")
 _LIST_CODES = sql_of("list_codes")
+_REVOKE_CODES = sql_of("revoke_codes")
 _RECORD_DEVICES = sql_of("record_devices")
 _FIND_DEVICE = sql_of("find_device")
+_LIST_DEVICES = sql_of("list_devices")
+_REMOVE_DEVICES = sql_of("remove_devices")
 _RECORD_EVENTS = sql_of("record_events")
 _FIND_EVENTS = sql_of("find_events")
 _FIND_ECOSYSTEM_EVENTS = sql_of("find_ecosystem_events")

@@ -368,15 +368,38 @@ WHERE code.ecosystem_id = $1 AND code.device = $2
 ORDER BY code.code_id DESC;
 
 -- name: list_codes
--- Codes of an ecosystem, newest first.
+-- Codes of an ecosystem, newest first: all, or those that work at a given time.
 SELECT
     code.code_id, code.ecosystem_id, code.device, code.secret_sha256, code.single_use, code.profile, code.expires_at,
     code.created_at, spender.created_at AS spent_at
 FROM enrollment_code AS code
 LEFT JOIN intent AS spender ON spender.held_code_id = code.code_id
-WHERE code.ecosystem_id = $1
+WHERE
+    code.ecosystem_id = $1
+    AND ($3::timestamptz IS NULL OR (spender.created_at IS NULL AND (code.expires_at IS NULL OR code.expires_at > $3)))
 ORDER BY code.code_id DESC
 LIMIT $2;
+
+-- name: revoke_codes
+-- Ends the codes that still work, of some devices or of all, with the audit event; says whose they were.
+WITH revoked AS (
+    UPDATE enrollment_code AS code SET expires_at = $3
+    WHERE
+        code.ecosystem_id = $1
+        AND ($2::text[] IS NULL OR code.device = ANY($2))
+        AND (code.expires_at IS NULL OR code.expires_at > $3)
+        AND NOT EXISTS (SELECT FROM intent WHERE intent.held_code_id = code.code_id)
+    RETURNING code.device
+), logged AS (
+    INSERT INTO event (
+        at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
+    )
+    SELECT
+        $4::timestamptz, $5::text, $6::text, $7::text, $8::integer, $9::text, $10::text, $11::text, $12::text, $13::text,
+        $14::integer, $15::text, $16::text::jsonb
+    WHERE EXISTS (SELECT FROM revoked)
+)
+SELECT device FROM revoked ORDER BY device;
 
 -- name: record_devices
 -- Inserts or replaces inventory rows. The names of one device arrive as a JSON array, since arrays of arrays must be
@@ -390,6 +413,25 @@ ON CONFLICT (ecosystem_id, device) DO UPDATE SET subject = excluded.subject, san
 -- name: find_device
 -- One inventory row.
 SELECT ecosystem_id, device, subject, san FROM device WHERE ecosystem_id = $1 AND device = $2;
+
+-- name: list_devices
+-- Inventory rows by name, those after a given one.
+SELECT ecosystem_id, device, subject, san FROM device WHERE ecosystem_id = $1 AND device > $2 ORDER BY device LIMIT $3;
+
+-- name: remove_devices
+-- Takes inventory rows out, with the audit event; says which were there.
+WITH removed AS (
+    DELETE FROM device WHERE ecosystem_id = $1 AND device = ANY($2) RETURNING device
+), logged AS (
+    INSERT INTO event (
+        at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
+    )
+    SELECT
+        $3::timestamptz, $4::text, $5::text, $6::text, $7::integer, $8::text, $9::text, $10::text, $11::text, $12::text,
+        $13::integer, $14::text, $15::text::jsonb
+    WHERE EXISTS (SELECT FROM removed)
+)
+SELECT device FROM removed ORDER BY device;
 
 -- name: record_events
 -- Audit events that stand alone.

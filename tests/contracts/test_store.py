@@ -503,6 +503,43 @@ async def test_codes_are_stored_once_and_show_when_they_were_spent(store: Store)
     assert (await store.list_codes(ecosystem_id, 10))[-1] == spent
 
 
+async def find_kind(store: Store, kind: str) -> list[Event]:
+    return [event for event in await store.find_events(None, 100) if event.kind == kind]
+
+
+async def test_codes_that_work_are_listed_and_end_when_they_are_revoked(store: Store) -> None:
+    ecosystem_id = (await make_ecosystem(store)).ecosystem_id
+    now, event = T0 + timedelta(hours=2), make_event(kind="code.revoke", ecosystem_id=ecosystem_id)
+    spent, expired, pump, reusable, valve = await store.record_codes(
+        [
+            make_code(ecosystem_id, device="pump", expires_at=None),
+            make_code(ecosystem_id, device="pump", expires_at=now),
+            make_code(ecosystem_id, device="pump", expires_at=now + timedelta(days=1)),
+            make_code(ecosystem_id, device="pump", single_use=False, expires_at=None),
+            make_code(ecosystem_id, device="valve", expires_at=None),
+        ]
+    )
+    await reserve(store, make_intent(code_id=spent.code_id, created_at=T0))
+    assert await store.list_codes(ecosystem_id, 10, now) == [valve, reusable, pump]
+    assert await store.list_codes(ecosystem_id, 1, now) == [valve]
+    assert await store.list_codes(ecosystem_id, 10, now - timedelta(seconds=1)) == [valve, reusable, pump, expired]
+    assert await store.revoke_codes(ecosystem_id + 1, None, now, event) == []
+    assert await store.revoke_codes(ecosystem_id, ["nobody"], now, event) == []
+    assert await find_kind(store, "code.revoke") == []
+    assert await store.revoke_codes(ecosystem_id, ["pump"], now, event) == ["pump", "pump"]
+    assert await find_kind(store, "code.revoke") == [event]
+    assert await store.list_codes(ecosystem_id, 10, now) == [valve]
+    ended = [dataclasses.replace(code, expires_at=now) for code in (reusable, pump)]
+    assert await store.find_codes(ecosystem_id, "pump") == [
+        *ended,
+        expired,
+        dataclasses.replace(spent, spent_at=T0),
+    ]
+    assert await store.revoke_codes(ecosystem_id, None, now, event) == ["valve"]
+    assert await store.revoke_codes(ecosystem_id, None, now, event) == []
+    assert await find_kind(store, "code.revoke") == [event, event]
+
+
 async def test_devices_are_replaced(store: Store) -> None:
     ecosystem_id = (await make_ecosystem(store)).ecosystem_id
     pump = make_device(ecosystem_id, device="pump", san=("dns:p.example", "ip:192.0.2.1"))
@@ -514,6 +551,24 @@ async def test_devices_are_replaced(store: Store) -> None:
     changed = dataclasses.replace(pump, subject="CN=new", san=("uri:urn:x",))
     await store.record_devices([valve, pump, changed])
     assert await store.find_device(ecosystem_id, "pump") == changed
+
+
+async def test_devices_are_listed_by_name_and_removed(store: Store) -> None:
+    ecosystem_id = (await make_ecosystem(store)).ecosystem_id
+    other = (await make_ecosystem(store, "other")).ecosystem_id
+    event = make_event(kind="inventory.remove", ecosystem_id=ecosystem_id)
+    pump, tank, valve = (make_device(ecosystem_id, device=name) for name in ("pump", "tank", "valve"))
+    await store.record_devices([valve, make_device(other, device="qualm"), pump, tank])
+    assert await store.list_devices(ecosystem_id, "", 10) == [pump, tank, valve]
+    assert await store.list_devices(ecosystem_id, "", 2) == [pump, tank]
+    assert await store.list_devices(ecosystem_id, "pump", 1) == [tank]
+    assert await store.list_devices(ecosystem_id, "valve", 10) == []
+    assert await store.remove_devices(ecosystem_id, ["nobody", "qualm"], event) == []
+    assert await find_kind(store, "inventory.remove") == []
+    assert await store.remove_devices(ecosystem_id, ["valve", "nobody", "pump"], event) == ["pump", "valve"]
+    assert await find_kind(store, "inventory.remove") == [event]
+    assert await store.list_devices(ecosystem_id, "", 10) == [tank]
+    assert await store.find_device(other, "qualm") is not None
 
 
 async def test_events_newest_first(store: Store) -> None:

@@ -68,6 +68,14 @@ def test_estd_serves_with_no_more_rights_than_these(migrated: Site) -> None:
         assert renewed.returncode == 0, renewed.stderr
         done = migrated.estd("estd_admin", "cert", "revoke", "--ecosystem", "plant", "--device", "pump-1")
         assert done.returncode == 0, done.stderr
+        code = migrated.estd("estd_admin", "code", "create", "--ecosystem", "plant", "--device", "pump-9")
+        assert code.returncode == 0, code.stderr
+        revoked = migrated.estd("estd_admin", "code", "revoke", "pump-9", "--ecosystem", "plant")
+        assert revoked.returncode == 0, revoked.stderr
+        (migrated.folder / "devices.csv").write_text("device,subject\npump-9,CN=Pump 9\n")
+        for command in (("import", migrated.folder / "devices.csv"), ("remove", "pump-9")):
+            done = migrated.estd("estd_admin", "inventory", *command, "--ecosystem", "plant")
+            assert done.returncode == 0, done.stderr
         refused = migrated.renew("pump-1")
         assert refused.returncode == 1
         assert "revoked" in refused.stderr
@@ -105,6 +113,8 @@ def test_estd_serves_with_no_more_rights_than_these(migrated: Site) -> None:
         ("estd_admin", "DELETE FROM revocation"),
         ("estd_admin", "UPDATE ecosystem_version SET version = 99"),
         ("estd_admin", "UPDATE issuer SET sealed_key = NULL"),
+        ("estd_admin", "UPDATE enrollment_code SET secret_sha256 = ''"),
+        ("estd_admin", "DELETE FROM enrollment_code"),
         ("estd_admin", "DROP TABLE event"),
         ("estd_auditor", "INSERT INTO node (kind, name) VALUES ('ecosystem', 'x')"),
         ("estd_auditor", "CREATE TABLE mine ()"),

@@ -89,6 +89,16 @@ async def campus(store: PostgresStore) -> None:
     await store.record_ecosystem("campus", {"n": 1}, ISSUERS, 0, "ada", EVENT)
 
 
+async def with_codes(store: PostgresStore) -> None:
+    await campus(store)
+    await store.record_codes(CODES)
+
+
+async def with_devices(store: PostgresStore) -> None:
+    await campus(store)
+    await store.record_devices(DEVICES)
+
+
 async def version(store: PostgresStore, expected_version: int) -> tuple[int, int]:
     issuers = ISSUERS if expected_version == 0 else []
     record = await store.record_ecosystem("campus", {"n": 1}, issuers, expected_version, "ada", EVENT)
@@ -178,6 +188,22 @@ CASES = [
         (sql_of("record_codes"),),
         ["pump", "valve"],
         ["pump", "valve"],
+    ),
+    Case(
+        "revoke_codes",
+        with_codes,
+        lambda store: store.revoke_codes(1, ["pump"], CODES[0].created_at, EVENT),
+        (sql_of("revoke_codes"),),
+        ["pump"],
+        [],
+    ),
+    Case(
+        "remove_devices",
+        with_devices,
+        lambda store: store.remove_devices(1, ["pump"], EVENT),
+        (sql_of("remove_devices"),),
+        ["pump"],
+        [],
     ),
     Case(
         "record_devices",

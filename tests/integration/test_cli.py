@@ -243,6 +243,53 @@ def test_an_ecosystem_of_ones_own_beside_a_running_server(live: Live, tmp_path: 
     assert {"ecosystem.apply", "code.create", "inventory.import", "est.simpleenroll"} <= kinds
 
 
+def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None:
+    yard = ("--ecosystem", "yard", "--dir", live.directory)
+    (tmp_path / "yard.toml").write_text(PLANT.replace('"plant"', '"yard"'))
+    ask("apply", tmp_path / "yard.toml", "--dir", live.directory)
+    (tmp_path / "pumps.csv").write_text("device,subject\n" + "".join(f"pump-{n},CN=Pump {n}\n" for n in range(1, 5)))
+    ask("inventory", "import", tmp_path / "pumps.csv", *yard)
+    made = ask("code", "create", "--device", "pump-1", "--device", "pump-2", "--device", "pump-3", *yard)
+    codes = {one["device"]: one["code"] for one in made}
+    enroll = ("enroll", *server_of(live, "yard"))
+    third = ("--device", "pump-3", "--out", tmp_path / "3")
+    eventually(lambda: estd(*enroll, *third, given=codes["pump-3"]).returncode == 0)
+
+    # The newest code is spent, and the newest that works is found all the same.
+    assert ask("code", "list", "--unused", "--limit", "1", *yard)[0]["device"] == "pump-2"
+    assert ask("code", "revoke", "Pump-2", *yard) == [{"device": "pump-2"}]
+    assert [one["device"] for one in ask("code", "list", "--unused", *yard)] == ["pump-1"]
+    second = ("--device", "pump-2", "--out", tmp_path / "2")
+    status, error = refusal(*enroll, *second, given=codes["pump-2"])
+    assert (status, "does not know this device name with this enrollment code" in error["message"]) == (1, True)
+    [event] = [one for one in ask("audit", "list", *yard) if one["outcome"] == "refused"]
+    assert (event["code"], event["detail"]) == ("credential-invalid", "this enrollment code has expired")
+    status, error = refusal("code", "revoke", "pump-2", "pump-3", *yard)
+    assert (status, "no code that still works" in error["problems"][0]["what"]) == (2, True)
+    assert ask("code", "revoke", "--all", *yard) == [{"device": "pump-1"}]
+    assert ask("code", "list", "--unused", *yard) == []
+
+    names = [one["device"] for one in ask("inventory", "list", *yard)]
+    assert names == ["pump-1", "pump-2", "pump-3", "pump-4"]
+    page = estd("inventory", "list", "--limit", "2", *yard)
+    assert page.returncode == 0
+    assert "pump-2" in page.stdout
+    assert "pump-3" not in page.stdout
+    assert "--after pump-2" in page.stderr
+    assert [one["device"] for one in ask("inventory", "list", "--after", "pump-2", *yard)] == names[2:]
+    removed = ask("inventory", "remove", "Pump-3", "pump-4", *yard)
+    assert removed == [{"device": "pump-3", "removed": True}, {"device": "pump-4", "removed": True}]
+    status, error = refusal("inventory", "remove", "pump-4", *yard)
+    assert (status, error["problems"][0]["where"]) == (2, "device 'pump-4'")
+    # Names are the inventory's affair with the first certificate only: to end a device, revoke what it has.
+    assert ask(*enroll, "--out", tmp_path / "3", "--renew")["renewed"]
+    [again] = ask("code", "create", "--device", "pump-4", *yard)
+    status, error = refusal(*enroll, "--device", "pump-4", "--out", tmp_path / "4", given=again["code"])
+    assert (status, "not-authorized" in error["message"]) == (1, True)
+    ours = [one for one in ask("audit", "list", *yard) if one["kind"] in ("code.revoke", "inventory.remove")]
+    assert [one["detail"] for one in ours] == ["pump-3, pump-4", "all codes that worked", "codes of pump-2"]
+
+
 def test_a_revoked_device_is_refused_from_its_next_request_on(live: Live, tmp_path: Path) -> None:
     here, device = ("--dir", live.directory), live.device(NORTH)
     home = tmp_path / "d"

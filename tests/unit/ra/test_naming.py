@@ -130,6 +130,15 @@ def test_the_inventorys_names_are_given_and_no_others() -> None:
     assert refused(who, request(EMPTY, SAN)) is Code.SAN_REFUSED
 
 
+def test_a_device_without_alternative_names_in_the_inventory_gets_none() -> None:
+    row = Device(1, "device-1", "CN=Pump 7", ())
+    who = admitted(Purpose.ENROLL, 'subject = "inventory"\nsan = "inventory"', inventory=row)
+    subject, san = decide_names(who, request(EMPTY))
+    assert b"Pump 7" in subject
+    assert san is None
+    assert refused(who, request(EMPTY, SAN)) is Code.SAN_REFUSED
+
+
 def renewal(profile: str = "", san: bytes | None = None, spki: bytes = bytes(32)) -> Admitted:
     stored = StoredCertificate(1, b"\x01", 1, "device", "device-1", "", b"", NOW, NOW, NOW, None)
     return admitted(Purpose.REENROLL, profile, san, issued=stored, kind="issued", spki_sha256=spki)
