@@ -16,7 +16,7 @@ from estd.cli import estd as command_line
 from estd.errors import Code
 from estd.est import messages
 from estd.web import metrics
-from estd.web.gate import Refusal
+from estd.web.place import Refusal
 from estd.web.tls_events import Event
 
 ROOT = Path(__file__).parents[1]

@@ -183,7 +183,7 @@ async def run_floor(
 
 
 def make_http(answer: bytes = b"hello", seconds: float = 0.0) -> web.Server:
-    """aiohttp as `estd.web.server` runs it."""
+    """aiohttp, telling the transport of its requests as `estd.web.connection` does."""
 
     async def handle(request: web.BaseRequest) -> web.Response:
         transport = request.transport

@@ -28,7 +28,7 @@ from estd.signer.client import SignerPool
 from estd.store.contract import Store
 from estd.store.postgres import PostgresStore
 from estd.web import metrics
-from estd.web.server import Site
+from estd.web.site import Site
 from estd.web.tls import Gate, Limits, TlsServerProtocol, build_context
 
 _log = logging.getLogger(__name__)

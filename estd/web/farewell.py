@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from estd.web.gate import Limits, Place
+from estd.web.place import Limits, Place
 from estd.web.tls_events import Event, Observe
 
 

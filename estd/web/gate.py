@@ -1,4 +1,4 @@
-"""What one connection, one source and one worker may take, and who counts it.
+"""Counts what connections and sources take of one worker, and decides whose turn it is and who makes room.
 
 Promises: no source and no crowd of sources holds more connections or unfinished handshakes in this worker than `Limits`
 says. A ClientHello over the handshake limit waits its turn: sources that ask for one come first, then those that ask
@@ -13,88 +13,15 @@ and no event loop.
 
 from __future__ import annotations
 
-import enum
-import socket
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
+from estd.web.place import Guest, Idler, Limits, Place, Refusal, Source
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Deadlines and caps of the TLS floor, each per worker process; `docs/tls.md` gives the reason for each default."""
-
-    handshake_seconds: float = 5.0
-    """From the accepted socket to the finished handshake, waiting for a turn included."""
-    header_seconds: float = 5.0
-    """From a request's first byte (or the handshake's end) to `request_began`."""
-    idle_seconds: float = 60.0
-    """Between two requests."""
-    write_stall_seconds: float = 10.0
-    """Within this time the peer takes `write_floor_bytes` of what waits for it, or all of it."""
-    linger_seconds: float = 2.0
-    """After our close_notify, for the peer to read our last words and close."""
-    patience_seconds: float = 2.0
-    """With a handshake unfinished, before room may be made at its expense; without a shortage nobody is hurried."""
-
-    connections_in_all: int = 8192
-    connections_per_source: int = 2048
-    handshakes_at_once: int = 512
-    handshakes_per_source: int = 64
-    handshakes_per_pass: int = 8
-    handshakes_per_pass_in_a_crowd: int = 2
-    crowd: int = 32
-    """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
-    handshakes_waiting: int = 2048
-    handshakes_waiting_per_source: int = 1024
-
-    hello_bytes: int = 16_384
-    """Of a first flight that has to wait for its turn."""
-    handshake_bytes: int = 131_072
-    """Ciphertext a peer may send before its handshake is finished."""
-    silent_bytes: int = 32_768
-    """Ciphertext that brings no plaintext; more than one full record, which brings none until it is complete."""
-    high_water_bytes: int = 65_536
-    """Ciphertext waiting in this process for the peer before the HTTP layer is asked to pause."""
-    write_floor_bytes: int = 4096
-    certificates: int = 8
-    certificate_bytes: int = 65_536
-
-    @property
-    def tick_seconds(self) -> float:
-        """The shortest deadline that a connection may get without its timer being moved."""
-        return min(self.header_seconds, self.idle_seconds, self.write_stall_seconds)
-
-
-class Refusal(enum.StrEnum):
-    """Which limit turned a connection away. Stable: metrics carry it."""
-
-    CONNECTIONS_IN_ALL = "refused-connections-in-all"
-    CONNECTIONS_PER_SOURCE = "refused-connections-per-source"
-    HANDSHAKES_IN_ALL = "refused-handshakes-in-all"
-    HANDSHAKES_PER_SOURCE = "refused-handshakes-per-source"
-
-
-class Guest(Protocol):
-    """A connection with an unfinished handshake. Neither call may lead back into the gate before it returns."""
-
-    def handshake_granted(self) -> None:
-        """The turn it waited for has come and is counted."""
-
-    def handshake_resumed(self) -> None:
-        """It may go on with what `Place.proceed` held back. This call may lead back into the gate."""
-
-    def handshake_revoked(self) -> None:
-        """Its place was given away; it must go."""
-
-
-class Idler(Protocol):
-    """A connection between two requests. The call may not lead back into the gate before it returns."""
-
-    def place_revoked(self) -> None:
-        """Its place was given away; it must go."""
+_FEW: Final = 2
+"""Unfinished handshakes of a source that is no part of a crowd."""
 
 
 class Gate:
@@ -121,14 +48,14 @@ class Gate:
         self._begun = 0
         self._continued = 0
         self._is_pass_due = False
-        self._held: OrderedDict[_Source, deque[Place]] = OrderedDict()
+        self._held: OrderedDict[Source, deque[Place]] = OrderedDict()
         self._held_count = 0
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
         # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
         self._guests: OrderedDict[Place, None] = OrderedDict()
         self._turns: OrderedDict[Place, None] = OrderedDict()
         # Sources with someone waiting and a turn to spare, in rotation.
-        self._ring: OrderedDict[_Source, None] = OrderedDict()
+        self._ring: OrderedDict[Source, None] = OrderedDict()
         # Between two requests, the longest first.
         self._idle: OrderedDict[Place, Idler] = OrderedDict()
 
@@ -153,7 +80,7 @@ class Gate:
             return Refusal.CONNECTIONS_IN_ALL
         here = self._sources.get(source)
         if here is None:
-            here = self._sources[source] = _Source(source)
+            here = self._sources[source] = Source(source)
         elif (
             here.connections >= limits.connections_per_source
             and not self._make_room(here.guests, now)
@@ -191,7 +118,7 @@ class Gate:
         self._serve(here, now)
         return False
 
-    def press(self, here: _Source) -> None:
+    def press(self, here: Source) -> None:
         """See `Place.press`."""
         self._serve(here, self._clock())
 
@@ -242,7 +169,7 @@ class Gate:
         if self.waiting:
             self._serve(place.here, self._clock())
 
-    def _serve(self, here: _Source, now: float) -> None:
+    def _serve(self, here: Source, now: float) -> None:
         """Turns for those who wait, this source's share of them looked at first."""
         limits = self.limits
         if here.waiting and (len(here.turns) < limits.handshakes_per_source or self._make_room(here.turns, now)):
@@ -300,14 +227,14 @@ class Gate:
         is_crowd = self.waiting + self._held_count >= limits.crowd
         return limits.handshakes_per_pass_in_a_crowd if is_crowd else limits.handshakes_per_pass
 
-    def _may_begin(self, here: _Source) -> bool:
+    def _may_begin(self, here: Source) -> bool:
         """Whether one more may begin in this pass. Of a crowd only one does while others are held that could go on: what is
         begun and not finished in time was work for nothing. One, so that nobody can lock a crowd out by being held.
         """
         is_due = not self._begun or not self._held or len(here.guests) <= _FEW
         return is_due and self._begun < self._most_per_pass()
 
-    def _has_turn(self, here: _Source) -> bool:
+    def _has_turn(self, here: Source) -> bool:
         """Whether one more may begin. A quarter of the turns is kept for sources that have none."""
         most = self.limits.handshakes_at_once
         return len(self._turns) < (most - most // 4 if here.turns else most)
@@ -358,92 +285,8 @@ class Gate:
             if not here.waiting:
                 self._ring.pop(here, None)
 
-    def _count_out(self, here: _Source) -> None:
+    def _count_out(self, here: Source) -> None:
         self.connections -= 1
         here.connections -= 1
         if not here.connections:
             del self._sources[here.name]
-
-
-class Place:
-    """One connection's place among the others; `end` and `leave` may be repeated and then do nothing."""
-
-    __slots__ = ("_gate", "guest", "here", "is_taken", "since")
-
-    def __init__(self, gate: Gate, here: _Source, guest: Guest, now: float) -> None:
-        self._gate = gate
-        self.here = here
-        self.guest: Guest | None = guest
-        """None once the handshake is finished."""
-        self.since = now
-        """When it came or, once it has one, when it got its turn."""
-        self.is_taken = True
-
-    def begin(self) -> Refusal | bool:
-        """Ask for a handshake's turn: True is now, False is later, by `Guest.handshake_granted`."""
-        return self._gate.begin(self)
-
-    def press(self) -> None:
-        """Still waiting: perhaps someone has outstayed his time by now."""
-        if self.is_taken:
-            self._gate.press(self.here)
-
-    def proceed(self) -> bool:
-        """Whether a handshake under way may go on now; later, by `Guest.handshake_resumed`, if not."""
-        return self._gate.proceed(self)
-
-    def end(self) -> None:
-        """The handshake is finished, failed, or given up while it waited."""
-        if self.is_taken:
-            self._gate.end(self)
-
-    def rest(self, idler: Idler) -> None:
-        """The connection is idle from now on: its place may be given away."""
-        if self.is_taken:
-            self._gate.rest(self, idler)
-
-    def work(self) -> None:
-        """A request has come."""
-        if self.is_taken:
-            self._gate.work(self)
-
-    def leave(self) -> None:
-        """The connection is gone."""
-        if self.is_taken:
-            self.is_taken = False
-            self._gate.leave(self)
-
-
-def read_source(peername: object) -> tuple[str, str]:
-    """The peer's address as a person writes it, and the source it counts under.
-
-    An IPv6 source is its /64, which is what one subscriber holds; an IPv4 address mapped into IPv6 counts as itself.
-    """
-    if not isinstance(peername, tuple) or not peername:
-        return "local", "local"
-    address = str(peername[0])
-    if ":" not in address:
-        return address, address
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:], address[7:]
-    try:
-        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
-    except OSError:
-        return address, address
-    return address, packed[:8].hex()
-
-
-_FEW: Final = 2
-"""Unfinished handshakes of a source that is no part of a crowd."""
-
-
-class _Source:
-    __slots__ = ("connections", "guests", "idle", "name", "turns", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.connections = 0
-        self.guests: OrderedDict[Place, None] = OrderedDict()
-        self.turns: OrderedDict[Place, None] = OrderedDict()
-        self.waiting: OrderedDict[Place, None] = OrderedDict()
-        self.idle: OrderedDict[Place, Idler] = OrderedDict()

@@ -10,8 +10,8 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from estd.web.gate import Limits
 from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection
+from estd.web.place import Limits
 
 NEVER: Final = float("inf")
 

@@ -21,8 +21,9 @@ from typing import Final, cast
 from OpenSSL import SSL
 
 from estd.web.farewell import Farewell
-from estd.web.gate import Gate, Limits, Place, Refusal, read_source
+from estd.web.gate import Gate
 from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection, TlsError
+from estd.web.place import Limits, Place, Refusal, read_source
 from estd.web.tls_context import build_context
 from estd.web.tls_events import Event, Observe, read_failure
 from estd.web.tls_session import TlsSession
@@ -136,11 +137,11 @@ class TlsServerProtocol(asyncio.Protocol):
         self._raw = None
 
     def handshake_granted(self) -> None:
-        """`estd.web.gate.Guest`: our turn has come."""
+        """`estd.web.place.Guest`: our turn has come."""
         self._loop.call_soon(self._start_held)
 
     def handshake_resumed(self) -> None:
-        """`estd.web.gate.Guest`: the crowd before us has had its turn."""
+        """`estd.web.place.Guest`: the crowd before us has had its turn."""
         flight, self._flight = self._flight, None
         if flight is None or self._tls is None or self._raw is None:
             return  # it gave up meanwhile
@@ -151,7 +152,7 @@ class TlsServerProtocol(asyncio.Protocol):
             self._drop_as_broken()
 
     def handshake_revoked(self) -> None:
-        """`estd.web.gate.Guest`: somebody else needs our place."""
+        """`estd.web.place.Guest`: somebody else needs our place."""
         self._drop(Event.EVICTED_FOR_ROOM)
 
     def _greet(self, data: bytes) -> None:

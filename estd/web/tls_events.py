@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 Observe = Callable[[str], None]
-"""Hears of each `Event` and each `estd.web.gate.Refusal` once."""
+"""Hears of each `Event` and each `estd.web.place.Refusal` once."""
 
 
 class Event(enum.StrEnum):

@@ -13,9 +13,9 @@ import logging
 from typing import Any, Final, cast
 
 from estd.web.farewell import Farewell
-from estd.web.gate import Limits, Place
 from estd.web.openssl import RECORD_BYTES, Connection, TlsError
 from estd.web.outbox import NEVER, Outbox
+from estd.web.place import Limits, Place
 from estd.web.tls_events import Event, Observe
 from estd.web.tls_session import TlsSession
 from estd.wire.exchange import Peer
@@ -182,7 +182,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._place.rest(self)
 
     def place_revoked(self) -> None:
-        """`estd.web.gate.Idler`: somebody else needs our place."""
+        """`estd.web.place.Idler`: somebody else needs our place."""
         self._observe(Event.EVICTED_IDLE_FOR_ROOM)
         self._loop.call_soon(self.close)
 

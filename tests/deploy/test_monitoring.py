@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from estd.errors import Code
 from estd.ra.limits import Limit
 from estd.web import metrics
-from estd.web.gate import Refusal
+from estd.web.place import Refusal
 from estd.web.tls_events import Event
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

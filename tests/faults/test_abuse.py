@@ -17,8 +17,8 @@ A19  unit/web/test_tls_context.py (no session is ever resumed); here too, agains
 A20  faults/test_abuse_of_a_new_server.py::test_a20_an_anchor_taken_away_counts_no_more_on_a_kept_connection
 A23  faults/test_abuse_of_a_new_server.py::test_a23_a_bundle_that_is_missing_or_garbled_changes_nothing
 A24  unit/est/test_operations.py::test_matrix (nobody, idevid_for_servers_only, ca_of_a_maker, maker_itself)
-A28  unit/web/test_server.py::test_a_hundred_thousand_chunks_of_one_byte_cost_little
-A29  unit/web/test_tls.py, test_tls_session.py (slow heads, KeyUpdate floods), unit/web/test_server.py (slow bodies)
+A28  unit/web/test_connection.py::test_a_hundred_thousand_chunks_of_one_byte_cost_little
+A29  unit/web/test_tls.py, test_tls_session.py (slow heads, KeyUpdate floods), unit/web/test_connection.py (slow bodies)
 A40  unit/ca/test_validity.py, unit/ca/test_issuer.py, interop/test_judges.py (serials, dates and keys)
 A42  faults/test_abuse_of_a_new_server.py::test_a42_*
 A46  faults/test_abuse_of_a_new_server.py::test_a46_no_secret_is_written_down
@@ -419,7 +419,7 @@ def test_a26_an_encoded_body_is_not_looked_at(live: Live, coding: str) -> None:
     ],
 )
 def test_a27_one_request_is_never_two(live: Live, framing: str) -> None:
-    """The second request would enroll, had anybody read it. (The whole corpus: unit/web/test_server.py.)"""
+    """The second request would enroll, had anybody read it. (The whole corpus: unit/web/test_connection.py.)"""
     device = live.device(NORTH)
     body = base64.b64encode(sign(device.x509.subject))
     inner = f"POST {EST}{NORTH}/simpleenroll HTTP/1.1\r\nHost: a\r\nContent-Type: application/pkcs10\r\n"

@@ -4,7 +4,8 @@ import asyncio
 import socket
 
 from estd.web.farewell import Farewell
-from estd.web.gate import Gate, Limits, Place
+from estd.web.gate import Gate
+from estd.web.place import Limits, Place
 from estd.web.tls_events import Event
 
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
+from gate_lab import Kept, Queuer, counts
 
-from estd.web.gate import Gate, Limits, Place, Refusal, read_source
+from estd.web.gate import Gate
+from estd.web.place import Limits, Refusal
 
 
 class Clock:
@@ -17,43 +18,9 @@ class Clock:
         return self.now
 
 
-class Queuer:
-    """A connection that notes what the gate tells it."""
-
-    def __init__(self, gate: Gate, source: str, log: list[str] | None = None, name: str = "") -> None:
-        place = gate.enter(source, self)
-        assert isinstance(place, Place)
-        self.place = place
-        self.granted = False
-        self.revoked = False
-        self._log = log
-        self._name = name
-
-    def begin(self) -> Refusal | bool:
-        return self.place.begin()
-
-    def handshake_granted(self) -> None:
-        self.granted = True
-        if self._log is not None:
-            self._log.append(self._name)
-
-    def handshake_resumed(self) -> None:
-        assert self._log is not None
-        self._log.append(f"{self._name} resumed")
-
-    def handshake_revoked(self) -> None:
-        self.revoked = True
-        self.place.end()
-        self.place.leave()
-
-
 def try_entering(gate: Gate, source: str) -> Refusal | None:
     place = gate.enter(source, Queuer(Gate(Limits()), source))
     return place if isinstance(place, Refusal) else None
-
-
-def counts(gate: Gate) -> tuple[int, int, int]:
-    return gate.connections, gate.handshakes, gate.waiting
 
 
 def test_connections_are_capped_in_all_and_given_back() -> None:
@@ -71,18 +38,6 @@ def test_connections_are_capped_per_source() -> None:
     Queuer(gate, "a")
     assert try_entering(gate, "a") is Refusal.CONNECTIONS_PER_SOURCE
     assert try_entering(gate, "b") is None
-
-
-def test_leaving_twice_counts_once() -> None:
-    gate = Gate(Limits())
-    one, other = Queuer(gate, "a"), Queuer(gate, "a")
-    assert one.begin() is True
-    one.place.leave()
-    one.place.leave()
-    one.place.end()
-    assert counts(gate) == (1, 0, 0)
-    other.place.leave()
-    assert counts(gate) == (0, 0, 0)
 
 
 def test_a_source_over_its_handshakes_waits_while_others_go_on() -> None:
@@ -242,21 +197,6 @@ def test_in_a_crowd_the_steps_are_small() -> None:
     assert steps == [1, 1, 1, 4, 1]
 
 
-class Kept(Queuer):
-    """A connection that has finished its handshake and is idle."""
-
-    def __init__(self, gate: Gate, source: str) -> None:
-        super().__init__(gate, source)
-        self.begin()
-        self.place.end()
-        self.put_out = False
-        self.place.rest(self)
-
-    def place_revoked(self) -> None:
-        self.put_out = True
-        self.place.leave()
-
-
 def test_in_a_full_house_who_was_idle_longest_makes_room() -> None:
     gate = Gate(Limits(connections_in_all=3))
     first, second, third = Kept(gate, "a"), Kept(gate, "a"), Kept(gate, "b")
@@ -280,17 +220,6 @@ def test_a_source_that_has_too_many_loses_its_own_idle_ones() -> None:
     assert try_entering(gate, "a") is None
     assert (stranger.put_out, first.put_out, second.put_out) == (False, True, False)
     assert gate.connections == 3
-
-
-def test_who_has_left_is_not_put_out() -> None:
-    gate = Gate(Limits(connections_in_all=1))
-    gone = Kept(gate, "a")
-    gone.place.leave()
-    gone.place.rest(gone)
-    gone.place.work()
-    Kept(gate, "b")
-    assert not gone.put_out
-    assert (gate.connections, gate.active) == (1, 0)
 
 
 def test_who_gives_up_waiting_frees_the_room_and_is_not_called() -> None:
@@ -447,29 +376,3 @@ def test_a_finished_place_forgets_its_guest() -> None:
     assert done.begin() is True
     done.place.end()
     assert done.place.guest is None
-
-
-# --- sources -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("peername", "address", "source"),
-    [
-        (("192.0.2.7", 4711), "192.0.2.7", "192.0.2.7"),
-        (("::ffff:192.0.2.7", 4711, 0, 0), "192.0.2.7", "192.0.2.7"),
-        (("2001:db8:1:2:3:4:5:6", 1, 0, 0), "2001:db8:1:2:3:4:5:6", "20010db800010002"),
-        (("2001:db8:1:2::9", 1, 0, 0), "2001:db8:1:2::9", "20010db800010002"),
-        (("fe80::1%eth0", 1, 0, 2), "fe80::1%eth0", "fe80000000000000"),
-        (("not:an:address", 1), "not:an:address", "not:an:address"),
-        ("", "local", "local"),
-        (None, "local", "local"),
-    ],
-)
-def test_source_of_an_address(peername: object, address: str, source: str) -> None:
-    assert read_source(peername) == (address, source)
-
-
-def test_no_deadline_of_a_request_undercuts_the_tick() -> None:
-    limits = Limits()
-    assert limits.tick_seconds <= min(limits.header_seconds, limits.idle_seconds, limits.write_stall_seconds)
-    assert limits.silent_bytes > 16_384 + 256 + 5, "one full record brings no plaintext until it is complete"

@@ -7,9 +7,9 @@ import socket
 from OpenSSL import SSL
 from tls_lab import make_client_context, make_identity
 
-from estd.web.gate import Limits
 from estd.web.openssl import RECORD_BYTES, Connection
 from estd.web.outbox import NEVER, Outbox
+from estd.web.place import Limits
 from estd.web.tls_context import build_context
 
 SERVER = make_identity("estd")

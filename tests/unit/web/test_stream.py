@@ -11,7 +11,7 @@ import pytest
 from estd.errors import Code, Refused
 from estd.est import messages
 from estd.web import stream
-from estd.web.server import Site
+from estd.web.site import Site
 from estd.web.stream import HELD_AT_MOST_BYTES, BodyStream
 from estd.wire.exchange import Exchange, Incoming, Peer, Reply
 
@@ -255,6 +255,23 @@ async def test_a_fault_half_way_leaves_the_answer_visibly_short(caplog: pytest.L
     assert not wire.written.endswith(b"0\r\n\r\n")
     assert "close" in wire.calls
     assert "request failed" in caplog.text
+
+
+async def test_a_head_that_cannot_be_written_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(exchange: Exchange) -> tuple[str, str, Reply]:
+        return "batch", "ok", Reply(200, b"", "text/plain", (("X-Value", "a\nb"),), Echo()._lines(exchange.incoming))
+
+    wire = Wire()
+    site = Site(answer, messages.write_refusal, lambda _method, _path: True)
+    connection = site.http()
+    connection.connection_made(wire)  # type: ignore[arg-type]
+    connection.data_received(CHUNKED + b"1\r\nx\r\n")
+    await turns()
+    assert wire.written == b""
+    assert "close" in wire.calls
+    assert "request failed" in caplog.text
+    await site.drain(1.0)
+    assert "cut off" not in caplog.text
 
 
 async def test_a_body_that_is_garbled_is_not_taken_for_its_end() -> None:

@@ -22,8 +22,8 @@ from tls_lab import (
     run_floor,
 )
 
-from estd.web.gate import Limits, Refusal
 from estd.web.openssl import Connection
+from estd.web.place import Limits, Refusal
 from estd.web.tls import TlsServerProtocol, build_context
 from estd.web.tls_events import Event, read_failure
 

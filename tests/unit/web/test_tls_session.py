@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from OpenSSL import SSL, crypto
 from tls_lab import EARLIER, LATER, Client, Floor, Identity, make_client_context, make_identity, run_floor
 
-from estd.web.gate import Limits
 from estd.web.openssl import LIB
+from estd.web.place import Limits
 from estd.web.tls import TlsSession
 from estd.web.tls_events import Event
 from estd.wire.exchange import Channel, Peer

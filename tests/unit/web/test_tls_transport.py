@@ -19,7 +19,7 @@ from tls_lab import (
     run_floor,
 )
 
-from estd.web.gate import Limits
+from estd.web.place import Limits
 from estd.web.tls_events import Event
 
 SERVER = make_identity("estd")

@@ -5,109 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from aiohttp.http_parser import HttpRequestParserPy
-from tls_lab import Client, Floor, make_identity, run_floor
+from http_lab import HEAD, House, chunked, counted, listen, post, statuses
+from tls_lab import Client
 
 from estd.errors import Broken, Code, Refused, Unavailable
-from estd.est.messages import STATUS, write_refusal
-from estd.web import metrics, server
-from estd.web.server import BODY_AT_MOST_BYTES, Site
+from estd.est.messages import STATUS
+from estd.web import connection
+from estd.web.head import BODY_AT_MOST_BYTES
 from estd.wire.exchange import Exchange, Reply
-
-SERVER = make_identity("estd.test")
-HEAD = b"POST /path HTTP/1.1\r\nHost: estd\r\nContent-Type: application/pkcs10\r\n"
-
-
-class Desk:
-    """A protocol that says what it was handed, or fails as it is told to."""
-
-    def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
-        self.fault: Exception | None = None
-        self.seconds = 0.0
-
-    async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
-        self.exchanges.append(exchange)
-        await asyncio.sleep(self.seconds)
-        if self.fault is not None:
-            raise self.fault
-        return "echo", "ok", Reply(200, exchange.body or b"nothing", "text/plain", (("X-Path", exchange.path),))
-
-    @property
-    def paths(self) -> list[str]:
-        return [exchange.path for exchange in self.exchanges]
-
-
-class House:
-    """A floor with a site on it."""
-
-    def __init__(self, floor: Floor, site: Site, desk: Desk) -> None:
-        self.floor = floor
-        self.site = site
-        self.desk = desk
-
-    async def say(self, *parts: bytes, pause: float = 0.0) -> bytes:
-        """All that a new connection is answered until the server closes it, or has nothing more to say."""
-        async with await Client.open(self.floor) as client:
-            for part in parts:
-                await client.send(part)
-                await asyncio.sleep(pause)
-            return await listen(client)
-
-
-async def listen(client: Client, seconds: float = 5) -> bytes:
-    """What comes until the end, or until nothing more comes."""
-    data = b""
-    try:
-        while True:
-            async with asyncio.timeout(seconds):
-                part = await client.receive()
-            if not part:
-                return data + b"<end>"
-            data += part
-    except TimeoutError:
-        return data
-
-
-@pytest.fixture
-async def house() -> AsyncIterator[House]:
-    desk = Desk()
-    site = Site(desk.answer, write_refusal)
-    async with run_floor(SERVER, make_inner=site.http) as floor:
-        yield House(floor, site, desk)
-
-
-def post(body: bytes, more: bytes = b"", version: bytes = b"1.1", *, last: bool = True) -> bytes:
-    head = HEAD.replace(b"HTTP/1.1", b"HTTP/" + version) + (b"Connection: close\r\n" if last else b"")
-    return head + b"Content-Length: %d\r\n" % len(body) + more + b"\r\n" + body
-
-
-def chunked(*chunks: bytes) -> bytes:
-    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] + [
-        int(part[:3]) for part in answer.split(b"HTTP/1.0 ")[1:]
-    ]
-
-
-def counted(operation: str, outcome: str) -> float:
-    metrics.publish()
-    return metrics.REQUESTS.labels(operation, outcome)._value.get()
-
-
-def test_the_parser_that_aiohttp_falls_back_to_is_not_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A27: most of its smuggling bugs were in the one written in Python."""
-    monkeypatch.setattr(server, "HttpRequestParser", HttpRequestParserPy)
-    with pytest.raises(Broken, match="compiled parser"):
-        Site(Desk().answer, write_refusal)
-
 
 # --- what the protocol is handed ----------------------------------------------------------------------------------------
 
@@ -168,13 +76,6 @@ async def test_targets_that_hold_no_path_lead_nowhere(house: House, target: byte
     answer = await house.say(post(b"x").replace(b"/path", target))
     assert len(statuses(answer)) <= 1
     assert not any(path.startswith("/") for path in house.desk.paths)
-
-
-async def test_the_head_of_get_without_its_body(house: House) -> None:
-    answer = await house.say(b"HEAD /x HTTP/1.1\r\nHost: estd\r\nConnection: close\r\n\r\n")
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert body == b"<end>"
-    assert b"Content-Length: 7" in head
 
 
 # --- bodies -------------------------------------------------------------------------------------------------------------
@@ -246,7 +147,7 @@ async def test_identity_is_no_encoding_and_two_are_one_too_many(house: House) ->
 
 
 async def test_a_body_that_dawdles_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "BODY_SECONDS", 0.3)
     async with await Client.open(house.floor) as client:
         await client.send(HEAD + b"Content-Length: 1000\r\n\r\n")
         started = time.monotonic()
@@ -266,7 +167,7 @@ async def drip(client: Client) -> None:
 
 
 def test_the_deadline_of_a_body() -> None:
-    assert server.BODY_SECONDS == 10.0
+    assert connection.BODY_SECONDS == 10.0
 
 
 @pytest.mark.parametrize(
@@ -310,7 +211,7 @@ async def test_nobody_is_told_to_go_on_with_what_will_be_refused(house: House, m
 async def test_a_body_that_is_not_framed_as_its_head_says_never_arrives(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
-    monkeypatch.setattr(server, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "BODY_SECONDS", 0.2)
     for pause in (0.0, 0.05):
         request = (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", body)
         answer = await house.say(*(request if pause else [b"".join(request)]), pause=pause)
@@ -447,6 +348,26 @@ async def test_a_fault_is_an_opaque_500_and_a_traceback_in_the_log(
     assert record.__dict__["request_id"] == request_id
 
 
+@pytest.mark.parametrize("value", ["a\r\nX-Forged: b", "a\nb", "€"])
+async def test_an_answer_that_cannot_be_written_is_a_fault_and_nobody_waits(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    async def answer(exchange: Exchange) -> tuple[str, str, Reply]:
+        return "echo", "ok", Reply(200, b"granted", "text/plain", (("X-Value", value),))
+
+    monkeypatch.setattr(house.site, "protocol", answer)
+    before = counted("echo", "ok"), counted("echo", "internal-error")
+    said = await house.say(post(b"x", last=False))
+    assert statuses(said) == [500]
+    assert said.endswith(b"<end>")
+    assert b"granted" not in said
+    assert b"X-Forged" not in said
+    assert (counted("echo", "ok"), counted("echo", "internal-error")) == (before[0], before[1] + 1)
+    assert "an answer cannot be written" in caplog.text
+    await house.site.drain(1.0)
+    assert "cut off" not in caplog.text
+
+
 @pytest.mark.parametrize("reason", [Refused(Code.CREDENTIAL_MISSING, "x"), Unavailable(Code.OVERLOADED, "x", 7)])
 async def test_a_refusal_that_is_raised_is_answered_like_one(house: House, reason: Refused | Unavailable) -> None:
     house.desk.fault = reason
@@ -470,44 +391,6 @@ async def test_a_client_that_leaves_is_no_fault(house: House, caplog: pytest.Log
     assert counted("unknown", "gone") >= before[1] + 3
     assert [exchange.body for exchange in house.desk.exchanges] == [b"left"]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-async def test_draining_answers_what_is_in_hand_and_closes_what_is_idle(house: House) -> None:
-    house.desk.seconds = 0.2
-    async with await Client.open(house.floor) as busy, await Client.open(house.floor) as idle:
-        await idle.get(post(b"x", last=False))
-        await busy.send(post(b"in hand", last=False))
-        await house.floor.until(lambda: len(house.desk.exchanges) == 2)
-        draining = asyncio.get_running_loop().create_task(house.site.drain(5))
-        answer = await listen(busy, 2)
-        assert statuses(answer) == [200]
-        assert b"in hand" in answer
-        assert b"Connection: close" in answer
-        assert answer.endswith(b"<end>")
-        assert await listen(idle, 2) == b"<end>"
-        await draining
-
-
-async def test_a_drain_answers_what_has_come_and_is_not_read_yet(house: House) -> None:
-    async with await Client.open(house.floor) as client:
-        await client.get(post(b"x", last=False))
-        await client.send(post(b"unread", last=False))
-        await house.site.drain(5)
-        answer = await listen(client, 2)
-        assert statuses(answer) == [200]
-        assert b"unread" in answer
-        assert answer.endswith(b"<end>")
-
-
-async def test_a_drain_ends_at_its_deadline(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.desk.seconds = 30
-    async with await Client.open(house.floor) as client:
-        await client.send(post(b"x"))
-        await house.floor.until(lambda: len(house.desk.exchanges) == 1)
-        started = time.monotonic()
-        await house.site.drain(0.1)
-        assert time.monotonic() - started < 4
-    assert "drain deadline" in caplog.text
 
 
 async def test_each_request_is_counted_by_operation_and_outcome(house: House) -> None:

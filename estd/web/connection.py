@@ -1,8 +1,9 @@
-"""HTTP under EST: aiohttp's parser turns bytes into requests, and here a request becomes an `Exchange`, a `Reply` bytes.
+"""One HTTP connection: aiohttp's parser turns bytes into requests, and here a request becomes an `Exchange`.
 
-The caps of this floor: no request body beyond 64 KiB, none slower than ten seconds, none with a Content-Encoding (a
-decoder is an amplifier), one request at a time on a connection. What is no HTTP is answered once, in our words, and the
-connection closed (RFC 9112 §2.2, §11.2). What a path means is the protocol's business.
+The caps of this floor: no request body beyond 64 KiB and none slower than ten seconds, unless the protocol takes it as it
+comes (`estd.web.stream`); none with a Content-Encoding (a decoder is an amplifier); one request at a time on a connection.
+What is no HTTP is answered once, in our words, and the connection closed (RFC 9112 §2.2, §11.2). What a path means is the
+protocol's business.
 
 Only aiohttp's parser is used, not its request handler: that one serves files, web sockets and streams, and what it keeps
 for them cost a sixth of a worker's time (docs/decisions.md).
@@ -12,109 +13,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from datetime import UTC, datetime
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion11, StreamReader
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy, RawRequestMessage
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
+from estd.web.head import BODY_AT_MOST_BYTES, check_head, read_path, too_large
+from estd.web.response import write_response
 from estd.web.stream import BodyStream
 from estd.wire.exchange import Exchange, Peer, Reply
 
 _log = logging.getLogger(__name__)
 
-BODY_AT_MOST_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
 _HEAD_AT_MOST_BYTES: Final = 8190
 _HEADERS_AT_MOST: Final = 64
-_DRAIN_LOOK_SECONDS: Final = 0.02
-_ABSOLUTE_FORM: Final = re.compile(r"https?://[^/?#]*(?=/)", re.IGNORECASE)
-
-Protocol = Callable[[Exchange], Awaitable[tuple[str, str, Reply]]]
-"""Operation, outcome and answer of one exchange; never raises."""
-WriteRefusal = Callable[[Refused | Unavailable, str], Reply]
 
 
-class Site:
-    """Answers HTTP requests of one worker with one protocol."""
+class _Site(Protocol):
+    """What a connection knows of its `estd.web.site.Site`."""
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        write_refusal: WriteRefusal,
-        takes_stream: Callable[[str, str], bool] = lambda _method, _path: False,
-    ) -> None:
-        """`takes_stream` tells by method and path whether the protocol wants the body as it comes, whatever its length."""
-        if HttpRequestParser is HttpRequestParserPy:
-            # Nearly all of aiohttp's request smuggling was in the parser it falls back to.
-            raise Broken("aiohttp lacks its compiled parser; install its wheel, without AIOHTTP_NO_EXTENSIONS")
-        self.protocol = protocol
-        self.write_refusal = write_refusal
-        self.takes_stream = takes_stream
-        self.connections: set[_Connection] = set()
-        self.draining = False
-        """When set, each answer closes its connection."""
-        self._in_hand = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+    connections: set[Connection]
+    draining: bool
 
-    def http(self) -> asyncio.Protocol:
-        """The protocol of a new connection."""
-        return _Connection(self)
-
-    async def drain(
-        self, seconds: float, grace_seconds: float = 0.0, is_quiet: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Let requests in hand, and those about to come, finish; then close what is idle.
-
-        Args:
-            seconds: for all of it.
-            grace_seconds: for clients that keep their connection: the next request is answered, with Connection: close.
-            is_quiet: whether every connection has finished its handshake and had the answer to its first request.
-        """
-        self.draining = True
-        for connection in self.connections:
-            connection.stop_stream()
-        try:
-            async with asyncio.timeout(seconds):
-                if self.connections:
-                    await asyncio.sleep(grace_seconds)
-                # One look at least: what the kernel and the loop hold, no protocol has been told of yet.
-                await asyncio.sleep(_DRAIN_LOOK_SECONDS)
-                while self._in_hand or not is_quiet():
-                    await self._idle.wait()
-                    await asyncio.sleep(_DRAIN_LOOK_SECONDS)
-        except TimeoutError:
-            if self._in_hand:
-                _log.warning("requests were cut off by the drain deadline", extra={"requests": self._in_hand})
-        for connection in list(self.connections):
-            connection.close()
-        await asyncio.sleep(0)  # they say goodbye on the loop's next turn
-
-    def request_began(self) -> None:
-        """A request's head is complete."""
-        self._in_hand += 1
-        self._idle.clear()
-
-    def request_ended(self) -> None:
-        """Its answer is decided."""
-        self._in_hand -= 1
-        if self._in_hand == 0:
-            self._idle.set()
+    def protocol(self, exchange: Exchange, /) -> Awaitable[tuple[str, str, Reply]]: ...
+    def write_refusal(self, reason: Refused | Unavailable, request_id: str, /) -> Reply: ...
+    def takes_stream(self, method: str, path: str, /) -> bool: ...
+    def request_began(self) -> None: ...
+    def request_ended(self) -> None: ...
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection: a request is read whole, answered, and only then comes the next."""
 
     __slots__ = (
@@ -136,7 +73,7 @@ class _Connection(asyncio.Protocol):
         "_writable",
     )
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: _Site) -> None:
         self._site = site
         # Given itself as the protocol whose reading is paused for a body that nobody takes.
         self._parser = HttpRequestParser(
@@ -263,9 +200,9 @@ class _Connection(asyncio.Protocol):
         self._message = message
         self._request_id = secrets.token_hex(8)
         self._started = time.perf_counter()
-        is_stream = self._site.takes_stream(message.method, _read_path(message.path))
+        is_stream = self._site.takes_stream(message.method, read_path(message.path))
         try:
-            _check_head(message, has_cap=not is_stream)
+            check_head(message, has_cap=not is_stream)
         except Refused as reason:
             self._refuse(reason)
             return
@@ -281,7 +218,7 @@ class _Connection(asyncio.Protocol):
         if payload.is_eof() or message.method == "CONNECT":  # whose payload is no body (RFC 9110 §9.3.6)
             body = payload.read_nowait()
             if len(body) > BODY_AT_MOST_BYTES:
-                self._refuse(_too_large())
+                self._refuse(too_large())
             else:
                 self._start(body)
             return
@@ -307,7 +244,7 @@ class _Connection(asyncio.Protocol):
         self._body_parts.append(payload.read_nowait())
         if payload.total_bytes > BODY_AT_MOST_BYTES:
             self._take_body()
-            self._refuse(_too_large())
+            self._refuse(too_large())
         elif payload.is_eof():
             self._start(self._take_body())
 
@@ -352,7 +289,7 @@ class _Connection(asyncio.Protocol):
         peer: Peer = self._transport.get_extra_info("estd.peer")
         exchange = Exchange(
             message.method,
-            _read_path(message.path),
+            read_path(message.path),
             message.headers,
             body,
             peer,
@@ -371,9 +308,7 @@ class _Connection(asyncio.Protocol):
             raise
         except Exception:  # noqa: BLE001  # the last resort: one request's fault must not become its neighbours'
             _log.exception("request failed", extra={"request_id": self._request_id, "path": exchange.path})
-            reply = self._site.write_refusal(
-                Refused(Code.INTERNAL, "estd could not answer; its log has this request id"), self._request_id
-            )
+            reply = self._site.write_refusal(_fault(), self._request_id)
         if reply.stream is not None:
             await self._send_stream(operation, outcome, reply, reply.stream)
         else:
@@ -387,9 +322,9 @@ class _Connection(asyncio.Protocol):
         message = self._message
         assert message is not None
         is_old = message.version < HttpVersion11
-        if not self._is_over:
-            self._transport.write(_write_response(reply, is_last=False, is_old=is_old))
         try:
+            if not self._is_over:
+                self._transport.write(write_response(reply, is_last=False, is_old=is_old))
             async for part in stream:
                 while not self._can_write and not self._is_over:
                     self._writable = asyncio.get_running_loop().create_future()
@@ -428,15 +363,19 @@ class _Connection(asyncio.Protocol):
     def _reply(self, operation: str, outcome: str, reply: Reply, *, is_last: bool = False) -> None:
         message = self._message
         assert message is not None
+        is_last = is_last or message.should_close or self._site.draining or reply.status in _CLOSING_STATUSES
+        is_old, is_head = message.version < HttpVersion11, message.method == "HEAD"
+        try:
+            octets = write_response(reply, is_last=is_last, is_old=is_old, is_head=is_head)
+        except (Broken, UnicodeError):
+            _log.exception("an answer cannot be written", extra={"request_id": self._request_id})
+            outcome, is_last = Code.INTERNAL.value, True
+            refusal = self._site.write_refusal(_fault(), self._request_id)
+            octets = write_response(refusal, is_last=True, is_old=is_old, is_head=is_head)
         self._finish(operation, outcome)
         if self._is_over:
             return
-        is_last = is_last or message.should_close or self._site.draining or reply.status in _CLOSING_STATUSES
-        self._transport.write(
-            _write_response(
-                reply, is_last=is_last, is_old=message.version < HttpVersion11, is_head=message.method == "HEAD"
-            )
-        )
+        self._transport.write(octets)
         if is_last:
             self.close()
         elif self._waiting:
@@ -456,7 +395,7 @@ class _Connection(asyncio.Protocol):
             metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
             refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
             reply = self._site.write_refusal(refusal, secrets.token_hex(8))
-            self._transport.write(_write_response(reply, is_last=True))
+            self._transport.write(write_response(reply, is_last=True))
         self.close()
 
 
@@ -469,70 +408,6 @@ _WAITING_AT_MOST: Final = 8
 _CLOSING_STATUSES: Final = frozenset({400, 408, 411, 413})
 """After these the rest of the connection's bytes may not mean what they seem to."""
 
-_SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding")
-"""Two of these would leave open which one was meant."""
 
-
-def _check_head(message: RawRequestMessage, *, has_cap: bool) -> None:
-    headers = message.headers
-    for name in _SINGLE_HEADERS:
-        if len(headers.getall(name, ())) > 1:
-            raise Refused(Code.MALFORMED_REQUEST, f"there is more than one {name} header", "RFC 9110 §5.3")
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
-    # The parser has seen to it that it is a number.
-    if has_cap and int(headers.get("Content-Length", "0")) > BODY_AT_MOST_BYTES:
-        raise _too_large()
-
-
-def _too_large() -> Refused:
-    return Refused(Code.BODY_TOO_LARGE, f"a body may hold {BODY_AT_MOST_BYTES} bytes at most")
-
-
-def _read_path(target: str) -> str:
-    """The path of a request target, as sent: RFC 9112 §3.2.1, and the absolute form of §3.2.2 that servers must take."""
-    if not target.startswith("/"):
-        found = _ABSOLUTE_FORM.match(target)
-        if found is not None:
-            target = target[found.end() :]
-    return target.partition("?")[0]
-
-
-def _write_response(reply: Reply, *, is_last: bool, is_old: bool = False, is_head: bool = False) -> bytes:
-    """The answer as RFC 9112 §4 has it, in one piece.
-
-    Args:
-        reply: what to say.
-        is_last: the connection is closed after it.
-        is_old: the request was of HTTP/1.0, where a connection is kept by agreement only (RFC 9112 §9.3).
-        is_head: the request was HEAD: the same head, Content-Length included, and no body (RFC 9110 §9.3.2).
-    """
-    lines = [_STATUS_LINES[is_old][reply.status], _write_date(int(time.time()))]
-    lines.extend([f"{name}: {value}" for name, value in reply.headers])
-    if reply.content_type is not None:
-        lines.append("Content-Type: " + reply.content_type)
-    if reply.stream is not None:
-        if not is_old:
-            lines.append("Transfer-Encoding: chunked")  # RFC 9112 §7.1
-    elif reply.status != HTTPStatus.NO_CONTENT:  # RFC 9110 §8.6
-        lines.append(f"Content-Length: {len(reply.body)}")
-    if is_last and not is_old:
-        lines.append("Connection: close")
-    elif is_old and not is_last:
-        lines.append("Connection: keep-alive")
-    head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) or head.count("\r") != len(lines):  # the date's line is two
-        raise Broken("a header holds a line break")
-    return head.encode("latin-1") + b"\r\n\r\n" + (b"" if is_head else reply.body)
-
-
-_STATUS_LINES: Final = tuple(
-    {status.value: f"{version} {status.value} {status.phrase}" for status in HTTPStatus}
-    for version in ("HTTP/1.1", "HTTP/1.0")
-)
-
-
-@lru_cache(maxsize=1)
-def _write_date(seconds: int) -> str:
-    """The two headers that every answer has."""
-    return f"Date: {formatdate(seconds, usegmt=True)}\r\nServer: estd"
+def _fault() -> Refused:
+    return Refused(Code.INTERNAL, "estd could not answer; its log has this request id")
