@@ -26,7 +26,8 @@ import msgspec
 
 from estd.errors import Code, Refused, Unavailable
 from estd.ra.admission import Admitted
-from estd.ra.bulk import GROUP_SIZE, GROUPS_AT_ONCE, Answer, Bulk, Request
+from estd.ra.bulk import GROUP_SIZE, GROUPS_AT_ONCE, Answer, Bulk
+from estd.ra.vouching import Request
 from estd.wire.exchange import Exchange, Incoming, Reply
 
 LINE_AT_MOST_BYTES: Final = 64 * 1024

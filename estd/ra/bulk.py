@@ -11,38 +11,35 @@ but a group is one task from end to end and its items have none of their own. Pr
   signer gets them in slices, between which it serves others; and while devices wait for a group of theirs, each slice
   waits a moment too, but not for ever.
 
-The authority vouches for the names it asks for, and for the link between request and device that RFC 7030 §3.5 is
-about, since it saw the device and this server did not. What it asks for has to pass the profile all the same.
+What exactly is to be issued for one request, if anything, is decided in `estd.ra.vouching`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 from cryptography import x509
 
 from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
-from estd.names import EMPTY_NAME, device_name, normalise_device, same_name, same_san, write_name, write_san
 from estd.ra.admission import Admitted, Purpose
 from estd.ra.enrollment import Enrollment
-from estd.ra.notes import write_note
-from estd.ra.order import write_batch_key
+from estd.ra.order import Order
+from estd.ra.records import write_intent, write_issued, write_item, write_seals
+from estd.ra.settlement import insist
 from estd.ra.trail import Trail, log_event
+from estd.ra.vouching import Request, decide_order
 from estd.signer.blocks import journal_of
 from estd.signer.client import SignerPool
-from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, SealItem, read_refusal
-from estd.store.contract import Closing, Device, Intent, Issuance, Issued, Outcome, Store
-from estd.wire.pkcs10 import read_asked_names
+from estd.signer.frames import PreparedItem, RefusedItem, read_refusal
+from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
 
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
 
 GROUP_SIZE: Final = 128
 GROUPS_AT_ONCE: Final = 2
@@ -53,15 +50,6 @@ _WAYS_TO_GIVE: Final = (0.002, 0.004, 0.008)
 _ROUNDS: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 _SETTLE_FROM_ROUND: Final = 5
 """When an intent that another group may still be working on is taken for what a crash left behind."""
-_STORE_ATTEMPTS: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request of a batch: what the authority calls it, and its PKCS #10 (DER, unread; empty when there was none)."""
-
-    name: str
-    csr: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +64,9 @@ class Answer:
 
 @dataclass(slots=True)
 class _Item:
-    request: Request
-    csr_sha256: bytes
-    key: bytes
-    device: str
-    subject: bytes
-    san: bytes | None
+    at: int
+    """Which of the group's requests this is."""
+    order: Order
     answer: Answer | None = None
     is_blocked: bool = False
     """Whether an intent without a result holds the request key."""
@@ -149,77 +134,31 @@ class _Group:
     async def carry_out(self, requests: Sequence[Request], look_first: bool) -> list[Answer]:
         """See `Bulk.send`."""
         answers: list[Answer | None] = [None] * len(requests)
-        items: list[tuple[int, _Item]] = []
+        items: list[_Item] = []
         reason: Refused | Unavailable
         try:
             async with self._bulk._lane:
                 for at, request in enumerate(requests):
                     try:
-                        items.append((at, await self._read(request)))
+                        order = await decide_order(
+                            self._bulk._store, self._admitted, request, self._address, self._request_id
+                        )
                     except Refused as refused:
                         answers[at] = Answer(reason=refused)
-                await self._issue([item for _, item in items], look_first)
+                    else:
+                        items.append(_Item(at, order))
+                await self._issue(items, look_first)
             reason = Unavailable(Code.SIGNER_UNAVAILABLE, "this could not be finished now; send it again")
         except Unavailable as unavailable:
             reason = unavailable
         except Exception:  # noqa: BLE001 -- whatever it is, the batch goes on, and its requests may be sent again
             _log.exception("a group of a batch failed", extra={"request_id": self._request_id})
             reason = Unavailable(Code.INTERNAL, "estd is at fault; its log has this request id")
-        for at, item in items:
-            answers[at] = item.answer
+        for item in items:
+            answers[item.at] = item.answer
         result = [Answer(reason=reason) if answer is None else answer for answer in answers]
         await self._record_refusals(requests, result)
         return result
-
-    # --- reading ---------------------------------------------------------------------------------------------------
-
-    async def _read(self, request: Request) -> _Item:
-        if not request.csr:
-            raise Refused(Code.MALFORMED_REQUEST, "the line holds no PKCS #10 request in base64", "RFC 8951 §3.1")
-        # The signer reads all of it, and refuses what is wrong; here it is about names alone.
-        try:
-            asked, asked_san = read_asked_names(request.csr)
-        except Refused as refused:
-            raise Refused(Code.CSR_MALFORMED, refused.detail, refused.clause) from None
-        profile = self._place.profile
-        if asked != EMPTY_NAME:
-            device = device_name(asked)
-        elif request.name:
-            device = normalise_device(request.name)
-        else:
-            raise Refused(Code.SUBJECT_REFUSED, "neither the request nor its line says which device it is for")
-        row = None
-        if "inventory" in (profile.subject, profile.san):
-            row = await self._bulk._store.find_device(self._place.ecosystem.ecosystem_id, device)
-            if row is None:
-                raise Refused(Code.NOT_AUTHORIZED, "this device is not in the ecosystem's inventory")
-        subject, san = self._decide_names(asked, asked_san, row)
-        csr_sha256 = hashlib.sha256(request.csr).digest()
-        key = write_batch_key(self._place.ecosystem.ecosystem_id, profile.name, csr_sha256)
-        return _Item(request, csr_sha256, key, device, subject, san)
-
-    def _decide_names(self, subject: bytes, san: bytes | None, row: Device | None) -> tuple[bytes, bytes | None]:
-        """Subject and SAN of one certificate: where a profile trusts a credential's names, the authority's word counts."""
-        profile = self._place.profile
-        if profile.subject == "credential" and subject == EMPTY_NAME:
-            raise Refused(Code.SUBJECT_REFUSED, "the request names no subject, and this profile wants one")
-        if profile.subject == "inventory":
-            assert row is not None
-            allowed = write_name(row.subject or "")
-            if subject == EMPTY_NAME:
-                subject = allowed
-            elif not same_name(subject, allowed):
-                raise Refused(Code.SUBJECT_REFUSED, "the subject asked for is not the one in the inventory")
-        elif profile.subject == "fixed":
-            subject = profile.fixed_subject
-        elif profile.subject == "empty":
-            subject = EMPTY_NAME
-        if profile.san in ("none", "inventory"):
-            allowed_san = None if row is None or profile.san == "none" else write_san(row.san)
-            if san is not None and not same_san(san, allowed_san):
-                raise Refused(Code.SAN_REFUSED, f"the subjectAltName asked for is not what its {profile.san} allows")
-            san = allowed_san
-        return subject, san
 
     # --- the road --------------------------------------------------------------------------------------------------
 
@@ -239,10 +178,10 @@ class _Group:
 
     async def _look_up(self, items: list[_Item], *, settle: bool) -> None:
         """Find what was issued for these requests before, and what stands in their way."""
-        found = await self._bulk._store.find_issuances([item.key for item in items])
+        found = await self._bulk._store.find_issuances([item.order.request_key for item in items])
         now = self._bulk._clock()
         for item in items:
-            issuance = found.get(item.key)
+            issuance = found.get(item.order.request_key)
             item.is_blocked = issuance is not None
             if issuance is None:
                 continue
@@ -261,7 +200,7 @@ class _Group:
 
     async def _supersede(self, issuance: Issuance) -> None:
         intent = issuance.intent
-        await _insist(lambda: self._bulk._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
+        await insist(lambda: self._bulk._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
 
     async def _try_once(self, items: list[_Item]) -> None:
         """One group through signer and store. Whoever has no answer afterwards starts over, or will be found."""
@@ -270,42 +209,35 @@ class _Group:
         if not prepared:
             return
         now = bulk._clock()
-        intents = [self._write_intent(item, made, journal, now) for item, made, journal in prepared]
+        intents = [write_intent(item.order, made, journal, now) for item, made, journal in prepared]
         started = loop.time()
-        outcomes = await _insist(lambda: bulk._store.reserve_intents(intents))
+        try:
+            outcomes = await insist(lambda: bulk._store.reserve_intents(intents))
+        except Unavailable:
+            await self._forget(prepared)
+            raise
         bulk._observe("reserve_seconds", loop.time() - started)
         by_signer: dict[str, list[tuple[_Item, PreparedItem, Intent]]] = {}
-        unwanted: dict[str, list[SealItem]] = {}
+        unwanted: dict[str, list[PreparedItem]] = {}
         for (item, made, journal), intent, outcome in zip(prepared, intents, outcomes, strict=True):
             if outcome is Outcome.RESERVED:
                 by_signer.setdefault(journal_of(journal), []).append((item, made, intent))
             else:
-                unwanted.setdefault(journal_of(journal), []).append(SealItem(made.issuer_id, made.serial))
+                unwanted.setdefault(journal_of(journal), []).append(made)
         for signer in {**by_signer, **unwanted}:
             await self._sign(signer, by_signer.get(signer, []), unwanted.get(signer, []))
 
     async def _prepare(self, items: list[_Item]) -> list[tuple[_Item, PreparedItem, str]]:
-        ecosystem, profile = self._place.ecosystem, self._place.profile.name
         loop, started = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         prepared: list[tuple[_Item, PreparedItem, str]] = []
         for start in range(0, len(items), SLICE_SIZE):
             await self._give_way()
             slice_ = items[start : start + SLICE_SIZE]
-            journal, results = await self._bulk._signers.prepare(
-                [
-                    PrepareItem(
-                        item.key,
-                        ecosystem.ecosystem_id,
-                        ecosystem.version,
-                        profile,
-                        item.request.csr,
-                        item.subject,
-                        item.san,
-                        self._write_note(item),
-                    )
-                    for item in slice_
-                ]
-            )
+            try:
+                journal, results = await self._bulk._signers.prepare([write_item(item.order) for item in slice_])
+            except Unavailable:
+                await self._forget(prepared)
+                raise
             for item, result in zip(slice_, results, strict=True):
                 if isinstance(result, PreparedItem):
                     prepared.append((item, result, journal))
@@ -316,6 +248,17 @@ class _Group:
         self._bulk._observe("prepare_seconds", loop.time() - started)
         return prepared
 
+    async def _forget(self, prepared: Sequence[tuple[_Item, PreparedItem, str]]) -> None:
+        """Give their room in the signers back, for what others ask meanwhile."""
+        by_signer: dict[str, list[PreparedItem]] = {}
+        for _, made, journal in prepared:
+            by_signer.setdefault(journal_of(journal), []).append(made)
+        for signer, unwanted in by_signer.items():
+            try:
+                await self._bulk._signers.seal(signer, [], write_seals(unwanted))
+            except Unavailable:
+                pass  # it died, and they with it
+
     async def _give_way(self) -> None:
         for pause in _WAYS_TO_GIVE:
             if not self._bulk._enrollment.waiting:
@@ -323,113 +266,57 @@ class _Group:
             await asyncio.sleep(pause)
 
     async def _sign(
-        self, signer: str, mine: list[tuple[_Item, PreparedItem, Intent]], unwanted: list[SealItem]
+        self, signer: str, mine: list[tuple[_Item, PreparedItem, Intent]], unwanted: list[PreparedItem]
     ) -> None:
         bulk, loop = self._bulk, asyncio.get_running_loop()
         started = loop.time()
         try:
             sealed: Sequence[bytes | RefusedItem] = await bulk._signers.seal(
-                signer, [SealItem(made.issuer_id, made.serial) for _, made, _ in mine], unwanted
+                signer, write_seals([made for _, made, _ in mine]), write_seals(unwanted)
             )
         except Unavailable:
             return  # signed or not, the intents hold their keys; a later round finds out
         bulk._observe("seal_seconds", loop.time() - started)
-        now = bulk._clock()
+        now, authority = bulk._clock(), self._admitted.credential.device
         done: list[tuple[_Item, bytes, Issued]] = []
         for (item, made, intent), certificate in zip(mine, sealed, strict=True):
             if isinstance(certificate, bytes):
-                done.append((item, certificate, self._write_issued(made, intent, certificate, now)))
+                done.append((item, certificate, write_issued(item.order, intent, made, certificate, now, authority)))
         if not done:
             return
         started = loop.time()
-        await _insist(lambda: bulk._store.record_issued([issued for _, _, issued in done]))
+        await insist(lambda: bulk._store.record_issued([issued for _, _, issued in done]))
         bulk._observe("record_seconds", loop.time() - started)
         bulk._observe("group_size", len(done))
         for item, certificate, issued in done:
             log_event(issued.event)
             item.answer = Answer(certificate)
 
-    # --- records ---------------------------------------------------------------------------------------------------
-
-    def _write_note(self, item: _Item) -> bytes:
-        ecosystem = self._place.ecosystem
-        return write_note(
-            ecosystem.ecosystem_id, ecosystem.version, ecosystem.node_id, self._place.profile.name, Purpose.BATCH.value,
-            self._admitted.credential.identity, item.device, item.csr_sha256, None,
-        )  # fmt: skip
-
-    def _write_intent(self, item: _Item, made: PreparedItem, journal: str, now: datetime) -> Intent:
-        ecosystem = self._place.ecosystem
-        return Intent(
-            request_key=item.key,
-            issuer_id=made.issuer_id,
-            serial=made.serial,
-            ecosystem_id=ecosystem.ecosystem_id,
-            ecosystem_version=ecosystem.version,
-            node_id=ecosystem.node_id,
-            profile=self._place.profile.name,
-            operation=Purpose.BATCH.value,
-            identity=self._admitted.credential.identity,
-            device=item.device,
-            csr_sha256=item.csr_sha256,
-            spki_sha256=made.spki_sha256,
-            tbs_sha256=made.tbs_sha256,
-            journal=journal,
-            code_id=None,
-            created_at=now,
-        )
-
-    def _write_issued(self, made: PreparedItem, intent: Intent, certificate: bytes, now: datetime) -> Issued:
-        extra = {"device": intent.device, "profile": intent.profile, **self._vouched()}
-        event = self._write_event(now, "granted", intent.issuer_id, intent.serial.hex(), extra)
-        return Issued(made.issuer_id, made.serial, certificate, made.not_before, made.not_after, now, event)
+    # --- refusals --------------------------------------------------------------------------------------------------
 
     async def _record_refusals(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         now = self._bulk._clock()
-        events = []
-        for request, answer in zip(requests, answers, strict=True):
-            reason = answer.reason
-            if reason is not None:
-                outcome = "refused" if isinstance(reason, Refused) else "failed"
-                extra = {"profile": self._place.profile.name, "item": request.name[:200], **self._vouched()}
-                events.append(self._write_event(now, outcome, None, None, extra, reason))
-        await self._bulk._trail.record_all(events)
-
-    def _vouched(self) -> dict[str, str]:
-        return {"registration_authority": self._admitted.credential.device}
-
-    def _write_event(
-        self,
-        now: datetime,
-        outcome: str,
-        issuer_id: int | None,
-        serial: str | None,
-        extra: dict[str, str],
-        reason: Refused | Unavailable | None = None,
-    ) -> Event:
-        ecosystem = self._place.ecosystem
-        return Event(
-            at=now,
-            kind="est.batch",
-            outcome=outcome,
-            ecosystem=ecosystem.label,
-            ecosystem_id=ecosystem.ecosystem_id,
-            code=None if reason is None else reason.code.value,
-            detail="" if reason is None else reason.detail,
-            identity=self._admitted.credential.identity,
-            address=self._address,
-            request_id=self._request_id,
-            issuer_id=issuer_id,
-            serial=serial,
-            extra=extra,
+        ecosystem, profile, credential = self._place.ecosystem, self._place.profile, self._admitted.credential
+        await self._bulk._trail.record_all(
+            [
+                Event(
+                    at=now,
+                    kind="est.batch",
+                    outcome="refused" if isinstance(answer.reason, Refused) else "failed",
+                    ecosystem=ecosystem.label,
+                    ecosystem_id=ecosystem.ecosystem_id,
+                    code=answer.reason.code.value,
+                    detail=answer.reason.detail,
+                    identity=credential.identity,
+                    address=self._address,
+                    request_id=self._request_id,
+                    extra={
+                        "profile": profile.name,
+                        "item": request.name[:200],
+                        "registration_authority": credential.device,
+                    },
+                )
+                for request, answer in zip(requests, answers, strict=True)
+                if answer.reason is not None
+            ]
         )
-
-
-async def _insist(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-    """Repeat a store call whose outcome is unknown; every writing call is safe to repeat (`estd.store.contract`)."""
-    for attempt in range(1, _STORE_ATTEMPTS):
-        try:
-            return await call()
-        except Unavailable:
-            await asyncio.sleep(0.1 * attempt)
-    return await call()

@@ -12,6 +12,8 @@ Promises:
 * The same request (ecosystem, identity, operation, CSR) within the profile's retry window gets the same bytes.
 * An error from the store means "unknown": the call is repeated or looked up, and no serial is signed for two contents.
 * What cannot be finished now is an `Unavailable`; the same request will find whatever became of it.
+
+Here is the road itself; whoever has to leave it is in the hands of `estd.ra.settlement`.
 """
 
 from __future__ import annotations
@@ -20,24 +22,21 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from datetime import datetime
+from typing import Final
 
-from cryptography import x509
-
-from estd.audit import Event
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra.fairqueue import FairQueue
 from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
-from estd.ra.notes import write_note
 from estd.ra.order import Order
+from estd.ra.records import write_intent, write_issued, write_item, write_seals
+from estd.ra.settlement import Settlement, StartOver, insist
 from estd.ra.trail import log_event
 from estd.signer.client import SignerPool
-from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, ResumeItem, SealItem, Verdict, read_refusal
-from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
+from estd.signer.frames import PreparedItem, RefusedItem, read_refusal
+from estd.store.contract import Intent, Issued, Outcome, Store
 
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
 
 _GROUP_SIZE: Final = 64
 _TURNS_TO_GATHER: Final = 4
@@ -50,24 +49,15 @@ _GATHER_SECONDS: Final = 0.02
 beyond `_ENOUGH`: twice as large a group halves what each certificate pays for commits and flushes."""
 _WAITING_AT_MOST: Final = IN_HAND_AT_MOST
 _DEADLINE_SECONDS: Final = 15.0
-_STORE_ATTEMPTS: Final = 3
-_ROUNDS: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+_PAUSES: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Pauses before a request starts over: its signer died or had not yet heard of new rules, or another request's crashed
 intent stood in its way."""
-_FOREIGN_JOURNAL_AFTER: Final = timedelta(minutes=15)
-"""How long an intent of a journal that nobody here keeps waits for its own node to settle it."""
-_PENDING_POLLS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
-_RESUME_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.4)
 
 
 @dataclass(slots=True)
 class _Waiting:
     order: Order
     answer: asyncio.Future[bytes]
-
-
-class _StartOver(Exception):
-    """The request holds nothing and may be prepared again."""
 
 
 class Enrollment:
@@ -80,6 +70,7 @@ class Enrollment:
         self._signers = signers
         self._clock = clock
         self._observe = observe
+        self._settlement = Settlement(store, signers, clock, observe)
         self._gathering: FairQueue[_Waiting] = FairQueue()
         self._is_leaving = False
         """A group is between its leaving and its committed intents; no other may leave."""
@@ -103,11 +94,12 @@ class Enrollment:
             Unavailable: not now; nothing is lost, and the same request may be sent again.
         """
         give_up_at = asyncio.get_running_loop().time() + _DEADLINE_SECONDS
-        for pause in _ROUNDS:
+        for pause in (*_PAUSES, None):
             try:
                 return await self._join_group(order, give_up_at)
-            except _StartOver:
-                await asyncio.sleep(pause)
+            except StartOver:
+                if pause is not None:
+                    await asyncio.sleep(pause)
         raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer could finish this request; send it again")
 
     async def drain(self) -> None:
@@ -119,29 +111,8 @@ class Enrollment:
                 await asyncio.sleep(_GATHER_SECONDS)
 
     async def settle(self, intent: Intent) -> bytes | None:
-        """Find out what became of an intent that has no result, and record it.
-
-        Returns the certificate if it was signed; None when the intent is closed and its request key is free.
-
-        Raises:
-            Unavailable: its signer or the store cannot be asked now.
-        """
-        try:
-            answer = await self._resume(intent)
-        except Unavailable:
-            if self._signers.knows(intent.journal) or self._clock() - intent.created_at < _FOREIGN_JOURNAL_AFTER:
-                raise
-            answer = Verdict.UNKNOWN  # its node is gone, and its journal with it
-        if isinstance(answer, bytes):
-            await self._record([_write_settled(intent, answer, self._clock())])
-            return answer
-        closing = Closing.VOID if answer is Verdict.NEVER_SIGNED else Closing.ORPHAN
-        await self._store.close_intent(intent.issuer_id, intent.serial, closing)
-        _log.warning(
-            "intent closed",
-            extra={"closing": closing.value, "serial": intent.serial.hex(), "device": intent.device},
-        )
-        return None
+        """Find out what became of an intent that has no result, and record it: see `Settlement.settle`."""
+        return await self._settlement.settle(intent)
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -240,10 +211,10 @@ class Enrollment:
         if not prepared:
             return journal, mine, unwanted
         now = self._clock()
-        intents = [_write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
+        intents = [write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
         started = asyncio.get_running_loop().time()
         try:
-            outcomes = await self._insist(lambda: self._store.reserve_intents(intents))
+            outcomes = await insist(lambda: self._store.reserve_intents(intents))
         except Unavailable:
             await self._forget(journal, [item for _, item in prepared])
             raise
@@ -254,7 +225,7 @@ class Enrollment:
                 continue
             unwanted.append(item)
             if outcome is Outcome.EXISTS:
-                self._follow(waiting, self._answer_again(waiting.order))
+                self._follow(waiting, self._settlement.answer_again(waiting.order))
             else:
                 _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
         return journal, mine, unwanted
@@ -262,31 +233,18 @@ class Enrollment:
     async def _forget(self, journal: str, unwanted: list[PreparedItem]) -> None:
         """Give their room in the signer back: it holds so many at most, and a fleet's retries would fill it."""
         try:
-            await self._signers.seal(journal, [], _write_seals(unwanted))
+            await self._signers.seal(journal, [], write_seals(unwanted))
         except Unavailable:
             pass  # it died, and they with it
 
     async def _prepare(self, group: list[_Waiting]) -> tuple[str, list[tuple[_Waiting, PreparedItem]]]:
-        items = [
-            PrepareItem(
-                request_key=waiting.order.request_key,
-                ecosystem_id=waiting.order.ecosystem_id,
-                version=waiting.order.ecosystem_version,
-                profile=waiting.order.profile,
-                csr=waiting.order.csr,
-                subject=waiting.order.subject,
-                san=waiting.order.san,
-                note=_write_note(waiting.order),
-            )
-            for waiting in group
-        ]
-        journal, results = await self._signers.prepare(items)
+        journal, results = await self._signers.prepare([write_item(waiting.order) for waiting in group])
         prepared: list[tuple[_Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):
                 reason = read_refusal(result)
                 # "Not now" before anything was reserved: the signer may simply not have heard of this version yet.
-                _refuse(waiting, _StartOver() if reason.code is Code.SIGNER_UNAVAILABLE else reason)
+                _refuse(waiting, StartOver() if reason.code is Code.SIGNER_UNAVAILABLE else reason)
             else:
                 prepared.append((waiting, result))
         return journal, prepared
@@ -297,25 +255,25 @@ class Enrollment:
         started = asyncio.get_running_loop().time()
         try:
             sealed: Sequence[bytes | RefusedItem] = await self._signers.seal(
-                journal, _write_seals([item for _, _, item in mine]), _write_seals(unwanted)
+                journal, write_seals([item for _, _, item in mine]), write_seals(unwanted)
             )
         except Unavailable:
             # The signer may have died before, while or after it signed: its journal will tell.
             for waiting, intent, _ in mine:
-                self._follow(waiting, self._settle_or_start_over(intent))
+                self._follow(waiting, self._settlement.settle_or_start_over(intent))
             return
         self._observe("seal_seconds", asyncio.get_running_loop().time() - started)
         now = self._clock()
         done: list[tuple[_Waiting, bytes, Issued]] = []
         for (waiting, intent, item), result in zip(mine, sealed, strict=True):
             if isinstance(result, bytes):
-                done.append((waiting, result, _write_issued(waiting.order, intent, item, result, now)))
+                done.append((waiting, result, write_issued(waiting.order, intent, item, result, now)))
             else:
-                self._follow(waiting, self._settle_or_start_over(intent))
+                self._follow(waiting, self._settlement.settle_or_start_over(intent))
         if not done:
             return
         started = asyncio.get_running_loop().time()
-        await self._record([issued for _, _, issued in done])
+        await insist(lambda: self._store.record_issued([issued for _, _, issued in done]))
         self._observe("record_seconds", asyncio.get_running_loop().time() - started)
         for waiting, certificate, issued in done:
             log_event(issued.event)
@@ -330,7 +288,7 @@ class Enrollment:
         async def finish() -> None:
             try:
                 certificate = await answer
-            except (Unavailable, Refused, _StartOver) as reason:
+            except (Unavailable, Refused, StartOver) as reason:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(reason)
             except BaseException as fault:
@@ -345,136 +303,8 @@ class Enrollment:
         self._under_way.add(task)
         task.add_done_callback(self._end)
 
-    async def _answer_again(self, order: Order) -> bytes:
-        """Another intent holds the request key: a retry, or the same request twice at once."""
-        issuance: Issuance | None = None
-        for pause in _PENDING_POLLS:
-            issuance = (await self._store.find_issuances([order.request_key])).get(order.request_key)
-            if issuance is None:
-                raise _StartOver
-            if issuance.certificate is not None:
-                return await self._repeat(order, issuance)
-            await asyncio.sleep(pause)
-        assert issuance is not None
-        return await self._settle_or_start_over(issuance.intent)
-
-    async def _repeat(self, order: Order, issuance: Issuance) -> bytes:
-        assert issuance.certificate is not None
-        assert issuance.issued_at is not None
-        if self._clock() - issuance.issued_at <= order.retry_window:
-            self._observe("repeated", 1)
-            return issuance.certificate
-        intent = issuance.intent
-        await self._insist(lambda: self._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
-        raise _StartOver
-
-    async def _settle_or_start_over(self, intent: Intent) -> bytes:
-        certificate = await self.settle(intent)
-        if certificate is None:
-            raise _StartOver
-        return certificate
-
-    async def _resume(self, intent: Intent) -> bytes | Verdict:
-        item = ResumeItem(intent.issuer_id, intent.serial, intent.tbs_sha256)
-        for pause in (*_RESUME_PAUSES, None):
-            try:
-                return (await self._signers.resume(intent.journal, [item]))[0]
-            except Unavailable:
-                if pause is None:
-                    raise
-            # A signer that died is back within a second or two, with its journal.
-            await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
-
-    async def _record(self, issued: list[Issued]) -> None:
-        await self._insist(lambda: self._store.record_issued(issued))
-
-    async def _insist(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Repeat a store call whose outcome is unknown; every writing call is safe to repeat (`estd.store.contract`)."""
-        for attempt in range(1, _STORE_ATTEMPTS):
-            try:
-                return await call()
-            except Unavailable:
-                _log.warning("the store did not answer", extra={"attempt": attempt})
-                await asyncio.sleep(0.1 * attempt)
-        return await call()
-
 
 # --- private -------------------------------------------------------------------------------------------------------
-
-
-def _write_note(order: Order) -> bytes:
-    return write_note(
-        order.ecosystem_id, order.ecosystem_version, order.node_id, order.profile, order.operation, order.identity,
-        order.device, order.csr_sha256, order.code_id,
-    )  # fmt: skip
-
-
-def _write_seals(items: Sequence[PreparedItem]) -> list[SealItem]:
-    return [SealItem(item.issuer_id, item.serial) for item in items]
-
-
-def _write_intent(order: Order, item: PreparedItem, journal: str, now: datetime) -> Intent:
-    return Intent(
-        request_key=order.request_key,
-        issuer_id=item.issuer_id,
-        serial=item.serial,
-        ecosystem_id=order.ecosystem_id,
-        ecosystem_version=order.ecosystem_version,
-        node_id=order.node_id,
-        profile=order.profile,
-        operation=order.operation,
-        identity=order.identity,
-        device=order.device,
-        csr_sha256=order.csr_sha256,
-        spki_sha256=item.spki_sha256,
-        tbs_sha256=item.tbs_sha256,
-        journal=journal,
-        code_id=order.code_id,
-        created_at=now,
-    )
-
-
-def _write_issued(order: Order, intent: Intent, item: PreparedItem, certificate: bytes, now: datetime) -> Issued:
-    return Issued(
-        issuer_id=intent.issuer_id,
-        serial=intent.serial,
-        certificate=certificate,
-        not_before=item.not_before,
-        not_after=item.not_after,
-        issued_at=now,
-        event=_write_event(intent, now, order.ecosystem, order.address, order.request_id),
-    )
-
-
-def _write_settled(intent: Intent, certificate: bytes, now: datetime) -> Issued:
-    """As `_write_issued`, when all that is left of the request is its intent."""
-    parsed = x509.load_der_x509_certificate(certificate)
-    return Issued(
-        issuer_id=intent.issuer_id,
-        serial=intent.serial,
-        certificate=certificate,
-        not_before=parsed.not_valid_before_utc,
-        not_after=parsed.not_valid_after_utc,
-        issued_at=now,
-        event=_write_event(intent, now, None, "", ""),
-    )
-
-
-def _write_event(intent: Intent, now: datetime, ecosystem: str | None, address: str, request_id: str) -> Event:
-    return Event(
-        at=now,
-        kind=f"est.{intent.operation}",
-        outcome="granted",
-        ecosystem=ecosystem,
-        ecosystem_id=intent.ecosystem_id,
-        identity=intent.identity,
-        address=address,
-        request_id=request_id,
-        issuer_id=intent.issuer_id,
-        serial=intent.serial.hex(),
-        extra={"device": intent.device, "profile": intent.profile},
-    )
 
 
 def _give_up(waiting: _Waiting) -> None:

@@ -1,6 +1,6 @@
 """What is asked for, once it is decided who asks and which names the certificate will carry.
 
-An `Order` is all that `estd.ra.enrollment` needs; its request key is what makes a retry a retry.
+An `Order` is all that `estd.ra.enrollment` and `estd.ra.bulk` need; its request key is what makes a retry a retry.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from one_road import open_road
 from postgres_fixture import NOW, Database
 
 from estd.app.witness import Witness
@@ -18,22 +17,11 @@ from estd.errors import Unavailable
 from estd.store.postgres import PostgresStore
 
 
-def _load(name: str) -> Any:
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "ra" / "test_enrollment.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture
 async def road(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     # A real signer goes by the real clock.
     monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
-    async with _load("enrollment_road").open_road(database.url, tmp_path) as road:
+    async with open_road(database.url, tmp_path) as road:
         yield road
 
 

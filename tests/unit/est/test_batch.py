@@ -15,7 +15,8 @@ from estd.errors import Code, Refused, Unavailable
 from estd.est import batch
 from estd.est.batch import BATCHES_AT_ONCE, LINE_AT_MOST_BYTES, Batches, LineReader
 from estd.ra.admission import Admitted
-from estd.ra.bulk import GROUP_SIZE, GROUPS_AT_ONCE, Answer, Bulk, Request
+from estd.ra.bulk import GROUP_SIZE, GROUPS_AT_ONCE, Answer, Bulk
+from estd.ra.vouching import Request
 from estd.wire.exchange import Exchange, Incoming, Peer, Reply
 
 CSR = make_csr(make_name("device-1"))

@@ -20,7 +20,8 @@ from postgres_fixture import PostgresServer
 from estd.errors import Broken, Code, Unavailable
 from estd.ra import bulk
 from estd.ra.admission import Admitted, Purpose
-from estd.ra.bulk import GROUPS_AT_ONCE, SLICE_SIZE, Answer, Bulk, Request
+from estd.ra.bulk import GROUPS_AT_ONCE, SLICE_SIZE, Answer, Bulk
+from estd.ra.vouching import Request, decide_order
 from estd.store.contract import Device
 from estd.wire.exchange import Peer
 
@@ -155,10 +156,9 @@ async def test_the_name_of_the_row_names_a_device_without_a_subject(world: World
     await world.store.record_devices([Device(world.records[HOME].ecosystem_id, name, f"CN={name},O=Plant", ())])
     admitted = with_profile(await admit(world), subject="inventory")
     requests = [Request(name.upper(), make_csr(x509.Name([]))), Request("nobody", make_csr(make_name("not there")))]
-    group = bulk._Group(lane(world), admitted, "192.0.2.7", "request-1")
-    item = await group._read(requests[0])
-    assert item.device == name
-    assert x509.Name.from_rfc4514_string(f"CN={name},O=Plant").public_bytes() == item.subject
+    order = await decide_order(world.store, admitted, requests[0], "192.0.2.7", "request-1")
+    assert order.device == name
+    assert x509.Name.from_rfc4514_string(f"CN={name},O=Plant").public_bytes() == order.subject
     (answer,) = await send(world, requests[1:], admitted)
     assert answer.reason is not None
     assert answer.reason.code is Code.NOT_AUTHORIZED
@@ -168,16 +168,6 @@ def with_profile(admitted: Admitted, **changes: Any) -> Admitted:
     """The same under rules that differ."""
     profile = dataclasses.replace(admitted.place.profile, **changes)
     return dataclasses.replace(admitted, place=dataclasses.replace(admitted.place, profile=profile))
-
-
-@pytest.mark.parametrize("subject", ["fixed", "empty"])
-async def test_names_the_profile_decides(world: World, subject: str) -> None:
-    fixed = make_name("gateway").public_bytes()
-    admitted = with_profile(await admit(world), subject=subject, fixed_subject=fixed)
-    group = bulk._Group(lane(world), admitted, "192.0.2.7", "request-1")
-    item = await group._read(Request("row", make_csr(make_name("device"))))
-    assert item.subject == (fixed if subject == "fixed" else b"\x30\x00")
-    assert item.device == "device"
 
 
 async def test_nobody_else_may_send(world: World) -> None:
@@ -277,6 +267,42 @@ async def test_a_store_that_is_away_costs_nothing_but_time(world: World, monkeyp
     assert all(answer.certificate is not None for answer in answers)
     trace = await world.since(mark)
     assert (trace.intents, trace.certificates) == (0, 2)  # what had been signed is what they get
+
+
+@pytest.mark.parametrize("method", ["reserve_intents", "prepare"])
+async def test_what_was_prepared_in_vain_gives_its_room_in_the_signer_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seal, prepare = world.signers.seal, world.signers.prepare
+    forgotten: list[int] = []
+    prepared = 0
+
+    async def count(journal: str, items: Any, unwanted: Any = ()) -> Any:
+        assert not items
+        forgotten.append(len(unwanted))
+        return await seal(journal, items, unwanted)
+
+    async def prepare_once(items: Any) -> Any:
+        nonlocal prepared
+        if prepared and method == "prepare":
+            raise Unavailable(Code.SIGNER_UNAVAILABLE, "the connection broke")
+        prepared += len(items)
+        return await prepare(items)
+
+    async def away(_: Any) -> Any:
+        raise Unavailable(Code.STORE_UNAVAILABLE, "away")
+
+    requests, admitted = make_requests(world, SLICE_SIZE + 8), await admit(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.signers, "seal", count)
+        patch.setattr(world.signers, "prepare", prepare_once)
+        if method == "reserve_intents":
+            patch.setattr(world.store, method, away)
+        answers = await send(world, requests, admitted)
+    assert all(isinstance(answer.reason, Unavailable) for answer in answers)
+    assert prepared == SLICE_SIZE + (8 if method == "reserve_intents" else 0)
+    assert sum(forgotten) == prepared
+    assert all(answer.certificate for answer in await send(world, requests, admitted))
 
 
 async def test_a_certificate_that_is_over_is_no_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,153 +1,28 @@
-"""The one road, on a real store and a real signer process: groups, retries, and what dies on the way."""
+"""The one road, on a real store and a real signer process: groups, codes, limits, and commits whose answer is lost."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from database_proxy import DatabaseProxy
-from factory import KEK, NOW, make_csr, make_maker, make_name, make_record, make_rules
+from factory import NOW, make_csr, make_name
+from one_road import Road, closings, open_road
 from postgres_fixture import Database
 
-from estd.app.signers import SignerControl
-from estd.audit import Event
 from estd.errors import Code, Refused, Unavailable
-from estd.ra.enrollment import Enrollment
-from estd.ra.order import Order, write_request_key
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, SealItem
-from estd.signer.server import SignerSettings
-from estd.store.contract import EcosystemRecord, EnrollmentCode, Intent, NewIssuer
-from estd.store.postgres import PostgresStore
+from estd.store.contract import EnrollmentCode
 from estd.store.queries import sql_of
-from estd.wire.pkcs10 import read_request
 
-EVENT = Event(NOW, "test", "granted")
 # testECCP256, whose private value RFC 9500 §2.3 prints.
 PUBLISHED_P256 = int("E6CB5BDD80AA45AE9C95E8C15476679FFEC953C16851E711E743939589C64FC1", 16)
-
-
-class SignerProcess:
-    """One real signer on a directory of its own."""
-
-    def __init__(self, directory: Path, record: EcosystemRecord) -> None:
-        self.socket = str(directory / "signer.sock")
-        self._directory = directory
-        self._record = record
-        self._process: asyncio.subprocess.Process | None = None
-        self._control: SignerControl | None = None
-
-    async def start(self) -> None:
-        settings = SignerSettings(
-            slot=0,
-            socket_path=self.socket,
-            journal_directory=str(self._directory / "journal"),
-            allowed_uids=[os.getuid()],
-            clock_tolerance_seconds=1e9,
-            log_level="error",
-        )
-        ours, theirs = socket.socketpair()
-        with tempfile.TemporaryFile() as file:
-            file.write(msgspec.json.encode(settings))
-            file.flush()
-            fds = [file.fileno(), theirs.fileno()]
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "estd.signer.server", *map(str, fds), pass_fds=fds
-            )
-        theirs.close()
-        self._control = await SignerControl.open(ours)
-        await self._control.unlock(KEK)
-        await self._control.load([self._record])
-
-    async def kill(self) -> None:
-        assert self._process is not None
-        assert self._control is not None
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
-        await self._process.wait()
-        self._control.close()
-
-
-class Road:
-    """An `Enrollment` and everything under it."""
-
-    def __init__(self, store: PostgresStore, signer: SignerProcess, pool: SignerPool, record: EcosystemRecord) -> None:
-        self.store = store
-        self.signer = signer
-        self.pool = pool
-        self.record = record
-        self.now: datetime = datetime.now(NOW.tzinfo).replace(microsecond=0)
-        self.observed = Counter[str]()
-        self.groups: list[float] = []
-        self.enrollment = Enrollment(store, pool, lambda: self.now, self._observe)
-
-    def _observe(self, what: str, value: float) -> None:
-        self.observed[what] += 1
-        if what == "group_size":
-            self.groups.append(value)
-
-    def order(self, name: str = "device-1", csr: bytes | None = None, **changes: object) -> Order:
-        der = csr or make_csr(make_name(name))
-        digest = read_request(der).sha256
-        fields: dict[str, object] = {
-            "request_key": write_request_key(self.record.ecosystem_id, name, "simpleenroll", digest),
-            "ecosystem_id": self.record.ecosystem_id,
-            "ecosystem_version": self.record.version,
-            "node_id": self.record.node_id,
-            "ecosystem": "campus",
-            "profile": "device",
-            "retry_window": timedelta(hours=1),
-            "operation": "simpleenroll",
-            "identity": name,
-            "device": name,
-            "csr": der,
-            "csr_sha256": digest,
-            "subject": make_name(name).public_bytes(),
-            "san": None,
-            "code_id": None,
-            "address": "192.0.2.7",
-            "request_id": "req",
-        }
-        return Order(**(fields | changes))  # type: ignore[arg-type]
-
-    async def certificates(self) -> list[bytes]:
-        return [row.certificate for row in await self.store.find_certificates(None, None, 10_000)]
-
-
-@contextlib.asynccontextmanager
-async def open_road(url: str, directory: Path, pool: type[SignerPool] = SignerPool) -> AsyncIterator[Road]:
-    store = await PostgresStore.connect(url)
-    made = make_record(make_rules(make_maker()))
-    issuers = [
-        NewIssuer(issuer.name, "root" if issuer.parent_id is not None else None, issuer.certificate, issuer.sealed_key)
-        for issuer in made.issuers
-    ]
-    record = await store.record_ecosystem("campus", made.document, issuers, 0, "test", EVENT)
-    signer = SignerProcess(directory, record)
-    (directory / "journal").mkdir(mode=0o700)
-    await signer.start()
-    signers = pool([signer.socket])
-    road = Road(store, signer, signers, record)
-    try:
-        yield road
-        await road.enrollment.drain()
-    finally:
-        await signers.close()
-        await signer.kill()
-        await store.close()
 
 
 @pytest.fixture
@@ -254,27 +129,7 @@ async def test_a_key_that_everybody_knows_is_refused(road: Road) -> None:
     assert await road.certificates() == []
 
 
-# --- retries ---------------------------------------------------------------------------------------------------------
-
-
-async def test_the_same_request_gets_the_same_bytes_within_the_window(road: Road) -> None:
-    order = road.order()
-    first = await road.enrollment.enroll(order)
-    road.now += timedelta(hours=1)
-    assert await road.enrollment.enroll(order) == first
-    assert road.observed["repeated"] == 1
-    road.now += timedelta(seconds=1)
-    second = await road.enrollment.enroll(order)
-    assert second != first
-    assert sorted(await road.certificates()) == sorted([first, second])
-    assert await road.enrollment.enroll(order) == second
-
-
-async def test_the_same_request_many_times_at_once_is_one_certificate(road: Road) -> None:
-    order = road.order()
-    answers = await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))
-    assert len(set(answers)) == 1
-    assert await road.certificates() == [answers[0]]
+# --- retries and codes -----------------------------------------------------------------------------------------------
 
 
 async def test_retries_take_no_room_in_the_signer(road: Road) -> None:
@@ -284,14 +139,6 @@ async def test_retries_take_no_room_in_the_signer(road: Road) -> None:
         assert set(await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))) == {first}
     await road.enrollment.drain()
     assert [report.prepared for report in await road.pool.status()] == [0]
-
-
-async def test_two_workers_with_one_request_give_one_certificate(road: Road) -> None:
-    other = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
-    order = road.order()
-    answers = await asyncio.gather(*(worker.enroll(order) for worker in (road.enrollment, other) for _ in range(5)))
-    assert len(set(answers)) == 1
-    await other.drain()
 
 
 async def test_a_single_use_code_gives_one_certificate(road: Road) -> None:
@@ -315,111 +162,7 @@ async def test_a_refused_request_does_not_spend_the_code(road: Road) -> None:
     assert await road.enrollment.enroll(road.order(code_id=stored.code_id))
 
 
-# --- deaths ----------------------------------------------------------------------------------------------------------
-
-
-class DyingPool(SignerPool):
-    """Kills the signer once, before or after it sealed, and starts it again a moment later."""
-
-    kill_before = False
-    kill_after = False
-    signer: SignerProcess
-
-    async def seal(
-        self, journal: str, items: Sequence[SealItem], unwanted: Sequence[SealItem] = ()
-    ) -> list[bytes | RefusedItem]:
-        if self.kill_before:
-            self.kill_before = False
-            await self._die()
-        answer = await super().seal(journal, items, unwanted)
-        if self.kill_after:
-            self.kill_after = False
-            await self._die()
-            raise Unavailable(Code.SIGNER_UNAVAILABLE, "the answer was lost with the signer")
-        return answer
-
-    async def _die(self) -> None:
-        await self.signer.kill()
-        await self.signer.start()
-
-
-@pytest.fixture
-async def mortal(database: Database, tmp_path: Path, valid_now: None) -> AsyncIterator[Road]:
-    async with open_road(database.url, tmp_path, DyingPool) as road:
-        assert isinstance(road.pool, DyingPool)
-        road.pool.signer = road.signer
-        yield road
-
-
-async def closings(database: Database) -> Counter[str | None]:
-    return Counter(row["closed"] for row in await database.fetch("SELECT closed FROM intent"))
-
-
-async def test_a_signer_that_dies_before_it_signed_leaves_a_void_intent(mortal: Road, database: Database) -> None:
-    assert isinstance(mortal.pool, DyingPool)
-    mortal.pool.kill_before = True
-    orders = [mortal.order(f"device-{number}") for number in range(5)]
-    certificates = await asyncio.gather(*(mortal.enrollment.enroll(order) for order in orders))
-    assert sorted(await mortal.certificates()) == sorted(certificates)
-    assert len(set(certificates)) == 5
-    counted = await closings(database)
-    assert counted[None] == 5
-    assert counted["void"] >= 1
-    assert set(counted) == {None, "void"}
-
-
-async def test_a_signer_that_dies_after_it_signed_gives_the_same_certificate(mortal: Road, database: Database) -> None:
-    assert isinstance(mortal.pool, DyingPool)
-    mortal.pool.kill_after = True
-    orders = [mortal.order(f"device-{number}") for number in range(5)]
-    certificates = await asyncio.gather(*(mortal.enrollment.enroll(order) for order in orders))
-    assert sorted(await mortal.certificates()) == sorted(certificates)
-    assert await closings(database) == {None: 5}
-
-
-async def test_a_worker_that_died_between_intent_and_result_is_settled_by_the_retry(road: Road) -> None:
-    order = road.order()
-    intent = await reserve_and_die(road, order)
-    certificate = await road.enrollment.enroll(order)
-    assert await road.certificates() == [certificate]
-    parsed = x509.load_der_x509_certificate(certificate)
-    assert parsed.serial_number != int.from_bytes(intent.serial, "big")  # it was never signed
-
-
-async def test_a_worker_that_died_after_the_signature_is_settled_with_those_bytes(road: Road) -> None:
-    order = road.order()
-    intent = await reserve_and_die(road, order)
-    (signed,) = await road.pool.seal(intent.journal, [SealItem(intent.issuer_id, intent.serial)])
-    assert await road.certificates() == []
-    assert await road.enrollment.enroll(order) == signed
-    assert await road.certificates() == [signed]
-
-
-async def test_the_supervisor_settles_what_nobody_asks_for_again(road: Road) -> None:
-    unsigned = await reserve_and_die(road, road.order("device-1"))
-    signed = await reserve_and_die(road, road.order("device-2"))
-    (certificate,) = await road.pool.seal(signed.journal, [SealItem(signed.issuer_id, signed.serial)])
-    found = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
-    assert {intent.serial for intent in found} == {unsigned.serial, signed.serial}
-    assert [await road.enrollment.settle(intent) for intent in (unsigned, signed)] == [None, certificate]
-    assert await road.store.find_open_intents(road.now + timedelta(minutes=1), 10) == []
-
-
-async def reserve_and_die(road: Road, order: Order) -> Intent:
-    """As a worker that is killed right after its intent was committed."""
-    waiting = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
-
-    class Killed(BaseException):
-        pass
-
-    async def die(journal: str, mine: object) -> None:
-        raise Killed
-
-    waiting._sign = die  # type: ignore[method-assign, assignment]
-    with pytest.raises(Exception):  # noqa: B017  # what a killed worker's client sees does not matter here
-        await waiting.enroll(order)
-    intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
-    return next(intent for intent in intents if intent.request_key == order.request_key)
+# --- no signer, no time, no room -------------------------------------------------------------------------------------
 
 
 async def test_without_a_signer_nothing_is_reserved(road: Road) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from one_road import open_road
 from postgres_fixture import NOW, Database
 
 from estd.errors import Code, Invalid, Unavailable
@@ -17,21 +16,11 @@ from estd.ra.reconciliation import Reconciliation, Report
 from estd.store.contract import EnrollmentCode
 
 
-def _load(name: str) -> Any:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_enrollment.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture
 async def road(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     # A real signer goes by the real clock.
     monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
-    async with _load("enrollment_road").open_road(database.url, tmp_path) as road:
+    async with open_road(database.url, tmp_path) as road:
         road.journals = tmp_path / "journal"
         yield road
 

@@ -25,7 +25,9 @@ HOT = [
 ]
 
 
-@pytest.mark.parametrize("name", [*HOT, "close_unresolved", "close_issued", "find_device_certificates", "find_codes", "revoke_codes"])
+@pytest.mark.parametrize(
+    "name", [*HOT, "close_unresolved", "close_issued", "find_device_certificates", "find_codes", "revoke_codes"]
+)
 @pytest.mark.parametrize("present", [0, 3000], ids=["empty", "analyzed"])
 async def test_every_question_goes_by_an_index(name: str, present: int, database: Database) -> None:
     """Also when a plan is made while the tables are empty, and kept while they fill."""

@@ -1,0 +1,143 @@
+"""What is not the plain road: what became of an intent that has no result, and who finds an answer that exists already.
+
+Signers and workers die, answers are lost, and devices ask again; then the journals and the store are asked instead of a
+new certificate being made. Promises:
+
+* An intent without result is closed only when its journal proves that it was never signed (*void*), or when nobody can tell
+  any more (*orphan*). Otherwise the journaled bytes are signed again and recorded, the same as the first time.
+* A certificate that is found holds its request for the profile's retry window, and is superseded after it, not forgotten.
+* Nothing is assumed of a store or a signer that does not answer: it is asked again, and then it is an `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
+
+from estd.errors import Unavailable
+from estd.ra.order import Order
+from estd.ra.records import write_settled
+from estd.signer.client import SignerPool
+from estd.signer.frames import ResumeItem, Verdict
+from estd.store.contract import Closing, Intent, Issuance, Store
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+_STORE_ATTEMPTS: Final = 3
+_FOREIGN_JOURNAL_AFTER: Final = timedelta(minutes=15)
+"""How long an intent of a journal that nobody here keeps waits for its own node to settle it."""
+_PENDING_POLLS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_RESUME_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.4)
+
+
+class StartOver(Exception):
+    """The request holds nothing and may be prepared again."""
+
+
+class Settlement:
+    """Settles the intents and finds the answers of one worker."""
+
+    def __init__(
+        self, store: Store, signers: SignerPool, clock: Callable[[], datetime], observe: Callable[[str, float], None]
+    ) -> None:
+        self._store = store
+        self._signers = signers
+        self._clock = clock
+        self._observe = observe
+
+    async def settle(self, intent: Intent) -> bytes | None:
+        """Find out what became of an intent that has no result, and record it.
+
+        Returns the certificate if it was signed; None when the intent is closed and its request key is free.
+
+        Raises:
+            Unavailable: its signer or the store cannot be asked now.
+        """
+        try:
+            answer = await self._resume(intent)
+        except Unavailable:
+            if self._signers.knows(intent.journal) or self._clock() - intent.created_at < _FOREIGN_JOURNAL_AFTER:
+                raise
+            answer = Verdict.UNKNOWN  # its node is gone, and its journal with it
+        if isinstance(answer, bytes):
+            issued = [write_settled(intent, answer, self._clock())]
+            await insist(lambda: self._store.record_issued(issued))
+            return answer
+        closing = Closing.VOID if answer is Verdict.NEVER_SIGNED else Closing.ORPHAN
+        await self._store.close_intent(intent.issuer_id, intent.serial, closing)
+        _log.warning(
+            "intent closed",
+            extra={"closing": closing.value, "serial": intent.serial.hex(), "device": intent.device},
+        )
+        return None
+
+    async def settle_or_start_over(self, intent: Intent) -> bytes:
+        """The certificate of an intent that has no result.
+
+        Raises:
+            StartOver: it was never signed, or nobody can tell; the intent is closed.
+            Unavailable: its signer or the store cannot be asked now.
+        """
+        certificate = await self.settle(intent)
+        if certificate is None:
+            raise StartOver
+        return certificate
+
+    async def answer_again(self, order: Order) -> bytes:
+        """The certificate for an order whose request key another intent holds: a retry, or the same request twice at once.
+
+        Raises:
+            StartOver: nothing holds the key any more, or what held it was too old to be repeated.
+            Unavailable: the signer or the store cannot be asked now.
+        """
+        issuance: Issuance | None = None
+        for pause in _PENDING_POLLS:
+            issuance = (await self._store.find_issuances([order.request_key])).get(order.request_key)
+            if issuance is None:
+                raise StartOver
+            if issuance.certificate is not None:
+                return await self._repeat(order, issuance)
+            await asyncio.sleep(pause)
+        assert issuance is not None
+        return await self.settle_or_start_over(issuance.intent)
+
+    async def _repeat(self, order: Order, issuance: Issuance) -> bytes:
+        assert issuance.certificate is not None
+        assert issuance.issued_at is not None
+        if self._clock() - issuance.issued_at <= order.retry_window:
+            self._observe("repeated", 1)
+            return issuance.certificate
+        intent = issuance.intent
+        await insist(lambda: self._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
+        raise StartOver
+
+    async def _resume(self, intent: Intent) -> bytes | Verdict:
+        item = ResumeItem(intent.issuer_id, intent.serial, intent.tbs_sha256)
+        for pause in (*_RESUME_PAUSES, None):
+            try:
+                return (await self._signers.resume(intent.journal, [item]))[0]
+            except Unavailable:
+                if pause is None:
+                    raise
+            # A signer that died is back within a second or two, with its journal.
+            await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+
+async def insist(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Repeat a store call whose outcome is unknown; every writing call is safe to repeat (`estd.store.contract`).
+
+    Raises:
+        Unavailable: its outcome is unknown still.
+    """
+    for attempt in range(1, _STORE_ATTEMPTS):
+        try:
+            return await call()
+        except Unavailable:
+            _log.warning("the store did not answer", extra={"attempt": attempt})
+            await asyncio.sleep(0.1 * attempt)
+    return await call()

@@ -1,0 +1,250 @@
+"""What is not the plain road, on a real store and a real signer process: retries, and what dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cryptography import x509
+from factory import NOW
+from one_road import Road, SignerProcess, closings, open_road
+from postgres_fixture import Database
+
+from estd.errors import Broken, Code, Unavailable
+from estd.ra import settlement
+from estd.ra.enrollment import Enrollment
+from estd.ra.order import Order
+from estd.ra.settlement import Settlement, StartOver, insist
+from estd.signer.client import SignerPool
+from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
+from estd.store.contract import Intent
+
+
+@pytest.fixture
+def valid_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issuers made now: a real signer goes by the real clock."""
+    monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
+
+
+@pytest.fixture
+async def road(database: Database, tmp_path: Path, valid_now: None) -> AsyncIterator[Road]:
+    async with open_road(database.url, tmp_path) as road:
+        yield road
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_request_gets_the_same_bytes_within_the_window(road: Road) -> None:
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    road.now += timedelta(hours=1)
+    assert await road.enrollment.enroll(order) == first
+    assert road.observed["repeated"] == 1
+    road.now += timedelta(seconds=1)
+    second = await road.enrollment.enroll(order)
+    assert second != first
+    assert sorted(await road.certificates()) == sorted([first, second])
+    assert await road.enrollment.enroll(order) == second
+
+
+async def test_the_same_request_many_times_at_once_is_one_certificate(road: Road) -> None:
+    order = road.order()
+    answers = await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))
+    assert len(set(answers)) == 1
+    assert await road.certificates() == [answers[0]]
+
+
+async def test_two_workers_with_one_request_give_one_certificate(road: Road) -> None:
+    other = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
+    order = road.order()
+    answers = await asyncio.gather(*(worker.enroll(order) for worker in (road.enrollment, other) for _ in range(5)))
+    assert len(set(answers)) == 1
+    await other.drain()
+
+
+async def test_a_request_that_nobody_holds_starts_over(road: Road) -> None:
+    with pytest.raises(StartOver):
+        await settlement_of(road).answer_again(road.order())
+
+
+def settlement_of(road: Road) -> Settlement:
+    return Settlement(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+class DyingPool(SignerPool):
+    """Kills the signer once, before or after it sealed, and starts it again a moment later."""
+
+    kill_before = False
+    kill_after = False
+    signer: SignerProcess
+
+    async def seal(
+        self, journal: str, items: Sequence[SealItem], unwanted: Sequence[SealItem] = ()
+    ) -> list[bytes | RefusedItem]:
+        if self.kill_before:
+            self.kill_before = False
+            await self._die()
+        answer = await super().seal(journal, items, unwanted)
+        if self.kill_after:
+            self.kill_after = False
+            await self._die()
+            raise Unavailable(Code.SIGNER_UNAVAILABLE, "the answer was lost with the signer")
+        return answer
+
+    async def _die(self) -> None:
+        await self.signer.kill()
+        await self.signer.start()
+
+
+@pytest.fixture
+async def mortal(database: Database, tmp_path: Path, valid_now: None) -> AsyncIterator[Road]:
+    async with open_road(database.url, tmp_path, DyingPool) as road:
+        assert isinstance(road.pool, DyingPool)
+        road.pool.signer = road.signer
+        yield road
+
+
+async def test_a_signer_that_dies_before_it_signed_leaves_a_void_intent(mortal: Road, database: Database) -> None:
+    assert isinstance(mortal.pool, DyingPool)
+    mortal.pool.kill_before = True
+    orders = [mortal.order(f"device-{number}") for number in range(5)]
+    certificates = await asyncio.gather(*(mortal.enrollment.enroll(order) for order in orders))
+    assert sorted(await mortal.certificates()) == sorted(certificates)
+    assert len(set(certificates)) == 5
+    counted = await closings(database)
+    assert counted[None] == 5
+    assert counted["void"] >= 1
+    assert set(counted) == {None, "void"}
+
+
+async def test_a_signer_that_dies_after_it_signed_gives_the_same_certificate(mortal: Road, database: Database) -> None:
+    assert isinstance(mortal.pool, DyingPool)
+    mortal.pool.kill_after = True
+    orders = [mortal.order(f"device-{number}") for number in range(5)]
+    certificates = await asyncio.gather(*(mortal.enrollment.enroll(order) for order in orders))
+    assert sorted(await mortal.certificates()) == sorted(certificates)
+    assert await closings(database) == {None: 5}
+
+
+async def test_a_worker_that_died_between_intent_and_result_is_settled_by_the_retry(road: Road) -> None:
+    order = road.order()
+    intent = await reserve_and_die(road, order)
+    certificate = await road.enrollment.enroll(order)
+    assert await road.certificates() == [certificate]
+    parsed = x509.load_der_x509_certificate(certificate)
+    assert parsed.serial_number != int.from_bytes(intent.serial, "big")  # it was never signed
+
+
+async def test_a_worker_that_died_after_the_signature_is_settled_with_those_bytes(road: Road) -> None:
+    order = road.order()
+    intent = await reserve_and_die(road, order)
+    (signed,) = await road.pool.seal(intent.journal, [SealItem(intent.issuer_id, intent.serial)])
+    assert await road.certificates() == []
+    assert await road.enrollment.enroll(order) == signed
+    assert await road.certificates() == [signed]
+
+
+async def test_the_supervisor_settles_what_nobody_asks_for_again(road: Road) -> None:
+    unsigned = await reserve_and_die(road, road.order("device-1"))
+    signed = await reserve_and_die(road, road.order("device-2"))
+    (certificate,) = await road.pool.seal(signed.journal, [SealItem(signed.issuer_id, signed.serial)])
+    found = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
+    assert {intent.serial for intent in found} == {unsigned.serial, signed.serial}
+    assert [await road.enrollment.settle(intent) for intent in (unsigned, signed)] == [None, certificate]
+    assert await road.store.find_open_intents(road.now + timedelta(minutes=1), 10) == []
+
+
+async def reserve_and_die(road: Road, order: Order) -> Intent:
+    """As a worker that is killed right after its intent was committed."""
+    waiting = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
+
+    class Killed(BaseException):
+        pass
+
+    async def die(journal: str, mine: object, unwanted: object) -> None:
+        raise Killed
+
+    waiting._sign = die  # type: ignore[method-assign, assignment]
+    with pytest.raises(Broken, match="issuance failed"):
+        await waiting.enroll(order)
+    intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
+    return next(intent for intent in intents if intent.request_key == order.request_key)
+
+
+async def test_an_intent_whose_certificate_nobody_has_starts_over(road: Road) -> None:
+    intent = await reserve_and_die(road, road.order())
+    with pytest.raises(StartOver):
+        await settlement_of(road).settle_or_start_over(intent)
+    assert await road.store.find_open_intents(road.now + timedelta(minutes=1), 10) == []
+
+
+async def test_an_intent_of_a_journal_that_is_gone_is_an_orphan_in_the_end(
+    road: Road, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent = await reserve_and_die(road, road.order())
+    asked: list[tuple[str, Sequence[ResumeItem]]] = []
+    pauses: list[float] = []
+
+    async def resume(mark: str, items: Sequence[ResumeItem]) -> list[bytes | Verdict]:
+        asked.append((mark, items))
+        raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer keeps this journal")
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(road.pool, "resume", resume)
+    monkeypatch.setattr(road.pool, "knows", lambda _mark: False)
+    monkeypatch.setattr(settlement, "asyncio", SimpleNamespace(sleep=sleep))
+    road.now = intent.created_at + timedelta(minutes=15, seconds=-1)
+    with pytest.raises(Unavailable):
+        await road.enrollment.settle(intent)
+    assert asked == [(intent.journal, [ResumeItem(intent.issuer_id, intent.serial, intent.tbs_sha256)])] * 7
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.4]
+    assert await closings(database) == {None: 1}
+    road.now += timedelta(seconds=1)
+    assert await road.enrollment.settle(intent) is None
+    assert await closings(database) == {"orphan": 1}
+
+
+# --- a store whose answers are lost ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failures", "pauses"), [(0, []), (1, [0.1]), (2, [0.1, 0.2])])
+async def test_a_store_is_asked_again(monkeypatch: pytest.MonkeyPatch, failures: int, pauses: list[float]) -> None:
+    call, slept = make_store(monkeypatch, failures)
+    assert await insist(call) == "done"
+    assert slept == pauses
+
+
+async def test_a_store_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, slept = make_store(monkeypatch, 3)
+    with pytest.raises(Unavailable):
+        await insist(call)
+    assert slept == [0.1, 0.2]
+
+
+def make_store(monkeypatch: pytest.MonkeyPatch, failures: int) -> tuple[Callable[[], Awaitable[str]], list[float]]:
+    """A call that fails so many times, and the pauses that are made meanwhile."""
+    slept: list[float] = []
+    left = failures
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def call() -> str:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Unavailable(Code.STORE_UNAVAILABLE, "the connection broke")
+        return "done"
+
+    monkeypatch.setattr(settlement, "asyncio", SimpleNamespace(sleep=sleep))
+    return call, slept
