@@ -16,10 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
+
+from estd.errors import Broken
 
 _log = logging.getLogger(__name__)
 
+_START_SECONDS: Final = 60.0
 _STEADY_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _KILL_AFTER_SECONDS: Final = 30.0
@@ -222,6 +225,27 @@ class Adopted:
             os.close(watch)
             self._end.close()
         self._ended(self.pid)
+
+
+class Starting(Protocol):
+    """What becomes ready, or does not: a `Child`, or a link to a process that runs on its own."""
+
+    name: str
+
+    async def wait_ready(self, seconds: float) -> bool:
+        """Whether it became ready within that time."""
+
+
+async def require_ready(children: Sequence[Starting]) -> None:
+    """Wait until all of them are ready.
+
+    Raises:
+        Broken: one is not in time.
+    """
+    ready = await asyncio.gather(*(child.wait_ready(_START_SECONDS) for child in children))
+    late = [child.name for child, is_ready in zip(children, ready, strict=True) if not is_ready]
+    if late:
+        raise Broken(f"not ready after {_START_SECONDS:.0f} seconds: {', '.join(late)}")
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

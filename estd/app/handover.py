@@ -11,9 +11,12 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+
+from estd.app.children import Child
 
 _VARIABLE: Final = "ESTD_HANDOVER"
 _TRIAL_SECONDS: Final = 30.0
@@ -39,6 +42,15 @@ class Estate(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     workers: list[Heir]
     signers: list[Heir]
+
+
+def write_heirs(children: Sequence[Child]) -> list[Heir]:
+    """Those of them that are ready; one that is not ends when its control channel closes."""
+    return [
+        Heir(name=child.name, pid=child.pid, control=child.control)
+        for child in children
+        if child.pid is not None and child.control is not None
+    ]
 
 
 async def try_program() -> str | None:

@@ -1,6 +1,6 @@
 """A web worker: TLS, HTTP and EST on the inherited listening socket. It holds no issuer key.
 
-Started by `estd.app.supervisor` as ``python -m estd.app.worker LISTEN_FD CONTROL_FD``; its settings, the first message on
+Started by `estd.app.worker_crew` as ``python -m estd.app.worker LISTEN_FD CONTROL_FD``; its settings, the first message on
 the control channel, hold everything else. It stops when told to, and when the supervisor is gone.
 """
 

@@ -1,0 +1,194 @@
+"""The signers as one thing: where they answer, which of them is ready, and that each of them knows the rules.
+
+They are children of ours, or run on their own (`estd.app.signer_link`); who asks here need not know which. A signer forgets
+all rules when it ends, so it is loaded whenever it comes, and until then it is not ready; those that stay are told of every
+new version. Children of a predecessor (`estd.app.handover`) go one after the other, so that there is always one that
+answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from estd.app.children import Adopted, Child, require_ready
+from estd.app.handover import Heir, write_heirs
+from estd.app.signer_link import SignerLink
+from estd.app.signers import SignerControl
+from estd.config import Config
+from estd.errors import Broken, Unavailable
+from estd.signer.server import SignerSettings
+from estd.signer.settings import find_control_path
+from estd.store.contract import EcosystemRecord, Store
+
+_log = logging.getLogger(__name__)
+
+_RETRY_EVERY_SECONDS: Final = 1.0
+
+
+class SignerCrew:
+    """See the module.
+
+    Args:
+        config: the settings of the start; other signers want a restart.
+        kek: unlocks children of ours; None when the signers run on their own and hold it themselves.
+        runtime: where children of ours have their sockets.
+        store: knows the ecosystems.
+    """
+
+    def __init__(self, config: Config, kek: bytes | None, runtime: Path, store: Store) -> None:
+        self._config = config
+        self._kek = kek
+        self._store = store
+        own = [runtime / f"signer-{slot}.sock" for slot in range(config.signer_count)]
+        self.sockets = [str(path) for path in config.signer_sockets or own]
+        """Where they answer, by slot."""
+        self.controls: dict[str, SignerControl] = {}
+        """The newest control channel of each, by name."""
+        self._signers: list[Child | SignerLink] = []
+        self._ecosystems: list[EcosystemRecord] = []
+        """As they were read last."""
+        self._changed = asyncio.Event()
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether one at least is there and loaded."""
+        return any(signer.ready for signer in self._signers)
+
+    @property
+    def heirs(self) -> list[Heir]:
+        """What a successor has to know of them; signers that run on their own it finds itself."""
+        return write_heirs([signer for signer in self._signers if isinstance(signer, Child)])
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the signer of that name is there and loaded."""
+        return any(signer.ready for signer in self._signers if signer.name == name)
+
+    async def start(self, heirs: Sequence[Heir], stack: contextlib.AsyncExitStack) -> None:
+        """Start or look for all of them; returns when each is loaded.
+
+        Args:
+            heirs: the signers of a predecessor, which give way to ours.
+            stack: closes what they read their settings from.
+
+        Raises:
+            Broken: one is not ready in time; `stop` is wanted all the same.
+        """
+        if self._config.signer_sockets:
+            for slot, path in enumerate(self._config.signer_sockets):
+                name = f"signer-{slot}"
+                link = SignerLink(name, find_control_path(path), self._greeter_of(name))
+                self._signers.append(link)
+                link.start()
+            await require_ready(self._signers)
+            return
+        journals = self._config.data_directory / "journal"
+        journals.mkdir(mode=0o700, exist_ok=True)
+        for slot in range(len(self.sockets)):
+            child = self._make_child(slot, journals, stack)
+            self._signers.append(child)
+            predecessor = next((heir for heir in heirs if heir.name == child.name), None)
+            if predecessor is not None:
+                # One after the other: a journal has one writer, and the other signers answer meanwhile.
+                await _adopt(predecessor).stop()
+                child.start()
+                await require_ready([child])
+            else:
+                child.start()
+        await require_ready(self._signers)
+        for heir in heirs[len(self.sockets) :]:
+            await _adopt(heir).stop()
+
+    async def stop(self) -> None:
+        """Stop the children of ours, and let go of signers that run on their own."""
+        await asyncio.gather(*(signer.stop() for signer in self._signers))
+
+    def notice(self) -> None:
+        """The ecosystems may have changed: have `follow` read them again."""
+        self._changed.set()
+
+    async def follow(self) -> None:
+        """Tell the signers of new ecosystem versions; who is not there, or does not answer, is told later."""
+        behind: set[str] = set()
+        while True:
+            if not behind:
+                await self._changed.wait()
+            if self._changed.is_set():
+                self._changed.clear()
+                behind = {signer.name for signer in self._signers}
+            try:
+                self._ecosystems = await self._store.find_ecosystems()
+            except Unavailable:
+                await asyncio.sleep(_RETRY_EVERY_SECONDS)
+                continue
+            for signer in self._signers:
+                control = self.controls.get(signer.name)
+                if signer.name not in behind or control is None or not signer.ready:
+                    continue
+                try:
+                    await control.load(self._ecosystems)
+                except (Broken, OSError, TimeoutError) as fault:
+                    detail = str(fault) or type(fault).__name__
+                    _log.error("a signer did not take the new rules", extra={"child": signer.name, "detail": detail})
+                    if not isinstance(fault, Broken):
+                        continue
+                behind.discard(signer.name)
+            if behind:
+                await asyncio.sleep(_RETRY_EVERY_SECONDS)
+
+    # --- private -----------------------------------------------------------------------------------------------------
+
+    def _make_child(self, slot: int, journals: Path, stack: contextlib.AsyncExitStack) -> Child:
+        settings = SignerSettings(
+            slot=slot,
+            socket_path=self.sockets[slot],
+            journal_directory=str(journals),
+            allowed_uids=[os.getuid()],
+            log_level=self._config.log_level,
+            blocklist_path=None if self._config.blocklist is None else str(self._config.blocklist),
+        )
+        name = f"signer-{slot}"
+        settings_fd = os.memfd_create(f"{name}-settings")
+        stack.callback(os.close, settings_fd)
+        os.write(settings_fd, msgspec.json.encode(settings))
+        return Child(name, ["-m", "estd.signer.server"], [settings_fd], self._greeter_of(name))
+
+    def _greeter_of(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, SignerControl]]:
+        async def greet(end: socket.socket) -> SignerControl:
+            control = await SignerControl.open(end)
+            try:
+                if self._kek is not None:
+                    await control.unlock(self._kek)
+                await control.load(await self._find_ecosystems())
+            except BaseException:
+                control.close()
+                raise
+            self.controls[name] = control
+            return control
+
+        return greet
+
+    async def _find_ecosystems(self) -> list[EcosystemRecord]:
+        """What a signer that starts is loaded with: the newest rules, or while the database is away the last known.
+
+        A signer that waited for the database could settle nothing when that is back.
+        """
+        try:
+            self._ecosystems = await self._store.find_ecosystems()
+        except Unavailable:
+            if not self._ecosystems:
+                raise
+            self._changed.set()
+        return self._ecosystems
+
+
+def _adopt(heir: Heir) -> Adopted:
+    return Adopted(heir.name, heir.pid, socket.socket(fileno=heir.control))

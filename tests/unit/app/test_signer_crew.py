@@ -1,0 +1,243 @@
+"""All signers of one server: real processes, a real store; that a whole server lives on is in tests/chaos."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from database_proxy import database_proxy
+from postgres_fixture import Database
+
+from estd.app.apply import apply_document
+from estd.app.handover import Heir
+from estd.app.identity import LABEL, ensure_ecosystem
+from estd.app.signer_crew import SignerCrew
+from estd.ca.ecosystem import read_document
+from estd.config import Config
+from estd.errors import Broken
+from estd.signer.client import SignerPool
+from estd.signer.server import SignerSettings
+from estd.store.postgres import PostgresStore
+
+KEK = bytes(range(32))
+PLANT = """
+[ecosystem]
+label = "plant"
+name = "{name}"
+
+[[issuer]]
+name = "devices"
+
+[profile.pump]
+issuer = "devices"
+enroll = ["code"]
+validity = "90d"
+"""
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="estd-test-") as directory:  # short enough for a socket
+        yield Path(directory)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(tmp_path, signers=2, log_level="error")
+
+
+@pytest.fixture
+async def own(store: PostgresStore) -> PostgresStore:
+    """A store that holds the server's own ecosystem."""
+    await ensure_ecosystem(store, KEK)
+    return store
+
+
+@contextlib.asynccontextmanager
+async def started(crew: SignerCrew, *heirs: Heir) -> AsyncIterator[SignerCrew]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await crew.start(heirs, stack)
+            yield crew
+        finally:
+            await crew.stop()
+    assert not crew.any_ready
+
+
+async def apply_plant(store: PostgresStore, name: str) -> None:
+    rules = read_document(PLANT.format(name=name), "test.toml", lambda path: path.encode())
+    await apply_document(store, KEK, rules, "tester")
+
+
+async def find_versions(store: PostgresStore) -> dict[str, tuple[int, int]]:
+    """Identifier and newest version of each ecosystem, by label."""
+    return {record.label: (record.ecosystem_id, record.version) for record in await store.find_ecosystems()}
+
+
+async def ask(crew: SignerCrew, name: str) -> dict[int, list[int]]:
+    """Which versions of which ecosystem that signer knows."""
+    return (await crew.controls[name].status()).ecosystems
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_each_is_ready_with_all_rules_and_gone_after_a_stop(
+    config: Config, runtime: Path, own: PostgresStore
+) -> None:
+    crew = SignerCrew(config, KEK, runtime, own)
+    assert not crew.any_ready
+    async with started(crew):
+        assert crew.sockets == [str(runtime / "signer-0.sock"), str(runtime / "signer-1.sock")]
+        assert [heir.name for heir in crew.heirs] == ["signer-0", "signer-1"]
+        ecosystem, version = (await find_versions(own))[LABEL]
+        for name in ("signer-0", "signer-1"):
+            assert crew.is_ready(name)
+            assert await ask(crew, name) == {ecosystem: [version]}
+        pool = SignerPool(crew.sockets)
+        assert await pool.find_newest() == []
+        await pool.close()
+        pids = [heir.pid for heir in crew.heirs]
+    assert not any(map(lives, pids))
+    assert crew.heirs == []
+    assert sorted(path.name for path in (config.data_directory / "journal").glob("*.lock")) == [
+        "journal-0.lock",
+        "journal-1.lock",
+    ]
+
+
+async def test_new_rules_reach_every_signer(config: Config, runtime: Path, own: PostgresStore) -> None:
+    async with started(SignerCrew(config, KEK, runtime, own)) as crew:
+        following = asyncio.create_task(crew.follow())
+        for name in ("Harbour Plant", "Mountain Plant"):
+            await apply_plant(own, name)
+            ecosystem, version = (await find_versions(own))["plant"]
+            crew.notice()
+            for signer in ("signer-0", "signer-1"):
+                async with asyncio.timeout(10):
+                    while version not in (await ask(crew, signer)).get(ecosystem, []):
+                        await asyncio.sleep(0.02)
+        following.cancel()
+        await asyncio.wait({following})
+
+
+async def test_a_killed_signer_comes_back_while_the_database_is_away(
+    config: Config, runtime: Path, own: PostgresStore, database: Database
+) -> None:
+    """With the last rules known; what was missed is made up for when the database is back."""
+    async with database_proxy(database.socket) as proxy:
+        store = await PostgresStore.connect(proxy.url(database.name))
+        async with started(SignerCrew(config, KEK, runtime, store)) as crew:
+            following = asyncio.create_task(crew.follow())
+            known = await ask(crew, "signer-0")
+            proxy.refusing = True
+            proxy.cut_all()
+            await apply_plant(own, "Harbour Plant")
+            (pid,) = [heir.pid for heir in crew.heirs if heir.name == "signer-0"]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: not crew.is_ready("signer-0"))
+            assert crew.any_ready
+            await until(lambda: crew.is_ready("signer-0"))
+            assert await ask(crew, "signer-0") == known
+            proxy.refusing = False
+            ecosystem, version = (await find_versions(own))["plant"]
+            for signer in ("signer-0", "signer-1"):
+                async with asyncio.timeout(10):
+                    while (await ask(crew, signer)).get(ecosystem) != [version]:
+                        await asyncio.sleep(0.02)
+            following.cancel()
+            await asyncio.wait({following})
+        await store.close()
+
+
+async def test_a_predecessors_signers_give_way(config: Config, runtime: Path, own: PostgresStore) -> None:
+    """Also one in a slot that there is no more."""
+    processes, heirs = [], []
+    (config.data_directory / "journal").mkdir(mode=0o700)
+    for slot in (0, 1):
+        settings = SignerSettings(
+            slot=slot,
+            socket_path=str(runtime / f"signer-{slot}.sock"),
+            journal_directory=str(config.data_directory / "journal"),
+            allowed_uids=[os.getuid()],
+            log_level="error",
+        )
+        ours, theirs = socket.socketpair()
+        with tempfile.TemporaryFile() as file, theirs:
+            file.write(msgspec.json.encode(settings))
+            file.flush()
+            fds = [file.fileno(), theirs.fileno()]
+            argv = [sys.executable, "-m", "estd.signer.server", *map(str, fds)]
+            processes.append(subprocess.Popen(argv, pass_fds=fds))
+        heirs.append(Heir(name=f"signer-{slot}", pid=processes[-1].pid, control=ours.detach()))
+    for slot in (0, 1):
+        await until((runtime / f"signer-{slot}.sock").is_socket)
+    async with started(SignerCrew(dataclasses.replace(config, signers=1), KEK, runtime, own), *heirs) as crew:
+        assert not any(lives(process.pid) for process in processes)
+        assert crew.is_ready("signer-0")
+        assert [heir.name for heir in crew.heirs] == ["signer-0"]
+    for process in processes:
+        process.wait()  # nothing is left to wait for; Popen only has to know
+
+
+async def test_signers_that_run_on_their_own_are_loaded_and_left_running(
+    tmp_path: Path, runtime: Path, own: PostgresStore
+) -> None:
+    path = runtime / "own.sock"
+    (tmp_path / "kek").write_text(KEK.hex())
+    (tmp_path / "kek").chmod(0o600)
+    settings = tmp_path / "signer.toml"
+    user = pwd.getpwuid(os.getuid()).pw_name
+    settings.write_text(
+        f'data_directory = "alone"\nkeys.file = "kek"\nsigners.sockets = ["{path}"]\nsigners.users = ["{user}"]\n'
+        'log.level = "error"\n'
+    )
+    argv = [sys.executable, "-m", "estd", "signer", "--config", settings, "--slot", "0"]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    try:
+        config = Config(tmp_path / "server", signer_sockets=(path,))
+        async with started(SignerCrew(config, None, runtime, own)) as crew:
+            assert crew.sockets == [str(path)]
+            assert crew.is_ready("signer-0")
+            assert crew.heirs == []
+            ecosystem, version = (await find_versions(own))[LABEL]
+            assert await ask(crew, "signer-0") == {ecosystem: [version]}
+        assert process.poll() is None
+        assert not config.data_directory.exists()
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+async def test_one_that_is_not_there_in_time_is_named(
+    tmp_path: Path, runtime: Path, own: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("estd.app.children._START_SECONDS", 1.0)
+    config = Config(tmp_path, signer_sockets=(runtime / "nobody.sock",))
+    with pytest.raises(Broken, match="not ready after 1 seconds: signer-0"):
+        async with started(SignerCrew(config, None, runtime, own)):
+            pytest.fail("there is no signer")
