@@ -27,9 +27,10 @@ from cryptography.x509.oid import NameOID
 
 from estd.app.access import get_ecosystem, open_store
 from estd.app.control import Control
+from estd.app.files import write_file
 from estd.app.fleet import Device, Life, Tally, run_fleet
 from estd.app.makers import Maker
-from estd.app.playground import LABELS, Playground, lay_out, write_file
+from estd.app.playground import LABELS, Playground, lay_out
 from estd.app.quickstart import prepare, publish_trust
 from estd.audit import Event
 from estd.config import read_config

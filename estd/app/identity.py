@@ -7,7 +7,6 @@ audit event. Its root is written to ``server-trust.pem`` in the data directory; 
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtensionOID
 
 from estd.app.apply import apply_document
+from estd.app.files import write_file
 from estd.ca.ecosystem import read_document
 from estd.config import Config
 from estd.errors import Invalid, Problem
@@ -92,6 +92,7 @@ async def ensure_certificate(
     Raises:
         Invalid: the operator's own certificate or key cannot be read.
         Unavailable: it cannot be issued now.
+        OSError: a file cannot be written.
     """
     record = next(record for record in await store.find_ecosystems() if record.label == LABEL)
     root = record.issuers[-1]
@@ -189,13 +190,6 @@ def _pem(certificate: bytes) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, and only if it differs."""
-    if path.exists() and path.read_bytes() == content:
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
+    """Only if it differs."""
+    if not path.exists() or path.read_bytes() != content:
+        write_file(path, content, mode)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import secrets
 import socket
 from collections.abc import Iterable
@@ -35,6 +34,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estd.app.access import make_data_directory
+from estd.app.files import write_file
 from estd.app.makers import Maker
 from estd.asn1.oids import OIDS
 from estd.config import default_key_path
@@ -170,22 +170,6 @@ def remove_run_file(place: Playground, pid: int) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(place.run_file.read_bytes())["pid"] == pid:
             place.run_file.unlink()
-
-
-def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a file whole or not at all; its mode is there before its content."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 # --- private -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 from estd.app.access import find_user, open_store
 from estd.app.apply import apply_document
 from estd.app.checking import check_room
+from estd.app.files import write_file
 from estd.app.playground import (
     CODES_EACH,
     DEFAULT_ADDRESS,
@@ -27,7 +28,6 @@ from estd.app.playground import (
     read_codes,
     remove_run_file,
     write_codes,
-    write_file,
     write_run_file,
 )
 from estd.app.running import serve

@@ -54,6 +54,8 @@ class SignerCrew:
         self.controls: dict[str, SignerControl] = {}
         """The newest control channel of each, by name."""
         self._signers: list[Child | SignerLink] = []
+        self._surplus: list[Heir] = []
+        """Signers of a predecessor that have no slot here."""
         self._ecosystems: list[EcosystemRecord] = []
         """As they were read last."""
         self._changed = asyncio.Event()
@@ -83,6 +85,7 @@ class SignerCrew:
             Broken: one is not ready in time; `stop` is wanted all the same.
         """
         if self._config.signer_sockets:
+            self._surplus = list(heirs)
             for slot, path in enumerate(self._config.signer_sockets):
                 name = f"signer-{slot}"
                 link = SignerLink(name, find_control_path(path), self._greeter_of(name))
@@ -104,8 +107,14 @@ class SignerCrew:
             else:
                 child.start()
         await require_ready(self._signers)
-        for heir in heirs[len(self.sockets) :]:
+        names = {signer.name for signer in self._signers}
+        self._surplus = [heir for heir in heirs if heir.name not in names]
+
+    async def see_off(self) -> None:
+        """Stop the signers of a predecessor that have no slot here; its workers, which ask them, have been replaced."""
+        for heir in self._surplus:
             await _adopt(heir).stop()
+        self._surplus.clear()
 
     async def stop(self) -> None:
         """Stop the children of ours, and let go of signers that run on their own."""

@@ -74,6 +74,7 @@ class Supervisor:
         Raises:
             Invalid: the settings cannot work here.
             Unavailable: the database does not answer.
+            Broken: a child is not ready in time.
         """
         config = self._config
         config.data_directory.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,7 @@ class Supervisor:
         await self._workers.replace(config.worker_count)
         for heir in () if estate is None else estate.workers:
             self._workers.let_go(heir)
+        await self._signers.see_off()
         await self._store.subscribe(self._notice)
         self._tasks = [
             start_task(self._signers.follow()),
@@ -172,7 +174,7 @@ class Supervisor:
         try:
             await self._renew_certificate()
             await self._workers.replace(config.worker_count)
-        except (Broken, Invalid, Unavailable) as fault:
+        except (Broken, Invalid, Unavailable, OSError) as fault:
             _log.error("reload failed; the old workers stay", extra={"detail": str(fault)})
             self._config = previous
             return
@@ -278,7 +280,7 @@ class Supervisor:
             await asyncio.sleep(_RENEW_EVERY_SECONDS)
             try:
                 renewed = await self._renew_certificate()
-            except (Unavailable, Invalid, Broken) as reason:
+            except (Broken, Invalid, Unavailable, OSError) as reason:
                 _log.error("the server certificate could not be renewed", extra={"detail": str(reason)})
                 continue
             if renewed:

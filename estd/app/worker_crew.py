@@ -79,8 +79,10 @@ class WorkerCrew:
                 worker.start()
             try:
                 await require_ready(batch)
-            except Broken:
+            except BaseException:  # a stop of the server in the middle of this included
                 await asyncio.gather(*(worker.stop() for worker in batch))
+                for worker in batch:
+                    self._controls.pop(worker.name, None)
                 raise
             for worker in batch if old else ():
                 slot = fresh.index(worker)

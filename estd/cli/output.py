@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from estd.app.playground import write_file
+from estd.app.files import write_file
 from estd.errors import Invalid, Problem
 
 _PIPE_WIDTH: Final = 400

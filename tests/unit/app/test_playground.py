@@ -13,7 +13,6 @@ from estd.app.playground import (
     read_codes,
     remove_run_file,
     write_codes,
-    write_file,
     write_run_file,
 )
 from estd.app.quickstart import read_ecosystem
@@ -131,19 +130,6 @@ def test_the_run_file_is_removed_by_who_wrote_it(tmp_path: Path) -> None:
     assert json.loads(place.run_file.read_bytes())["port"] == 1
     remove_run_file(place, os.getpid())
     assert not place.run_file.exists()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(tmp_path / "f", b"old", 0o600)
-
-    def fail(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("estd.app.playground.os.fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_file(tmp_path / "f", b"new", 0o600)
-    assert (tmp_path / "f").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_place_that_cannot_be_a_directory(tmp_path: Path) -> None:

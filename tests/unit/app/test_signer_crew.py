@@ -174,11 +174,12 @@ async def test_a_killed_signer_comes_back_while_the_database_is_away(
         await store.close()
 
 
-async def test_a_predecessors_signers_give_way(config: Config, runtime: Path, own: PostgresStore) -> None:
-    """Also one in a slot that there is no more."""
+@contextlib.asynccontextmanager
+async def predecessors(config: Config, runtime: Path, *slots: int) -> AsyncIterator[list[Heir]]:
+    """Signers as a predecessor leaves them; at the end of the block they are gone."""
     processes, heirs = [], []
     (config.data_directory / "journal").mkdir(mode=0o700)
-    for slot in (0, 1):
+    for slot in slots:
         settings = SignerSettings(
             slot=slot,
             socket_path=str(runtime / f"signer-{slot}.sock"),
@@ -194,14 +195,28 @@ async def test_a_predecessors_signers_give_way(config: Config, runtime: Path, ow
             argv = [sys.executable, "-m", "estd.signer.server", *map(str, fds)]
             processes.append(subprocess.Popen(argv, pass_fds=fds))
         heirs.append(Heir(name=f"signer-{slot}", pid=processes[-1].pid, control=ours.detach()))
-    for slot in (0, 1):
+    for slot in slots:
         await until((runtime / f"signer-{slot}.sock").is_socket)
-    async with started(SignerCrew(dataclasses.replace(config, signers=1), KEK, runtime, own), *heirs) as crew:
-        assert not any(lives(process.pid) for process in processes)
-        assert crew.is_ready("signer-0")
-        assert [heir.name for heir in crew.heirs] == ["signer-0"]
+    yield heirs
+    assert not any(lives(process.pid) for process in processes)
     for process in processes:
         process.wait()  # nothing is left to wait for; Popen only has to know
+
+
+@pytest.mark.parametrize("slots", [(0, 1), (1,)])
+async def test_a_predecessors_signers_give_way(
+    config: Config, runtime: Path, own: PostgresStore, slots: tuple[int, ...]
+) -> None:
+    """Also one in a slot that there is no more, once the workers that ask it are replaced."""
+    async with (
+        predecessors(config, runtime, *slots) as heirs,
+        started(SignerCrew(dataclasses.replace(config, signers=1), KEK, runtime, own), *heirs) as crew,
+    ):
+        assert crew.is_ready("signer-0")
+        assert [heir.name for heir in crew.heirs] == ["signer-0"]
+        assert [lives(heir.pid) for heir in heirs] == [slot == 1 for slot in slots]
+        await crew.see_off()
+        assert not any(lives(heir.pid) for heir in heirs)
 
 
 async def test_signers_that_run_on_their_own_are_loaded_and_left_running(
@@ -228,6 +243,15 @@ async def test_signers_that_run_on_their_own_are_loaded_and_left_running(
             assert await ask(crew, "signer-0") == {ecosystem: [version]}
         assert process.poll() is None
         assert not config.data_directory.exists()
+        # Where children of ours were before, they go.
+        config.data_directory.mkdir()
+        async with (
+            predecessors(config, runtime, 0) as heirs,
+            started(SignerCrew(config, None, runtime, own), *heirs) as crew,
+        ):
+            assert crew.is_ready("signer-0")
+            await crew.see_off()
+            assert process.poll() is None
     finally:
         process.terminate()
         assert process.wait(20) == 0

@@ -44,6 +44,8 @@ name = settings["name"]
 if settings["log_level"] == "broken":
     sys.exit(1)
 note("started", [settings["slot"], socket.socket(fileno=listener).getsockname()[1], settings["log_level"]])
+if settings["log_level"] == "slow":
+    signal.pause()
 end.sendall(b'{"ready": true}\\n')
 for line in lines:
     note("told", json.loads(line))
@@ -155,6 +157,21 @@ async def test_those_that_were_not_replaced_stay(yard: Yard, monkeypatch: pytest
     yard.log_level = "info"
     await yard.crew.replace(2)
     assert list(yard.pids()) == ["worker-7-0", "worker-7-1"]
+
+
+async def test_a_start_that_is_cancelled_leaves_no_worker_behind(yard: Yard) -> None:
+    await yard.crew.replace(1)
+    before = yard.pids()
+    yard.log_level = "slow"
+    replacing = asyncio.create_task(yard.crew.replace(1))
+    async with asyncio.timeout(10):
+        while "worker-6-0" not in yard.names("started"):
+            await asyncio.sleep(0.02)
+    replacing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await replacing
+    assert yard.ends() == {"worker-6-0": "by signal"}
+    assert yard.pids() == before
 
 
 async def test_a_killed_worker_comes_back_with_the_newest_settings(yard: Yard) -> None:
