@@ -218,6 +218,30 @@ def test_wrong_settings_are_not_taken_over(site: Site) -> None:
     assert site.connect(device).request("POST", PATH, device.bodies[0])[0] == 200
 
 
+def test_a_reload_that_meets_a_broken_disk_is_not_the_last(site: Site) -> None:
+    before = site.workers()
+    trust = next((site.directory / "data").rglob("server-trust.pem"))
+    kept = trust.with_name("kept")
+    trust.rename(kept)
+    trust.mkdir()  # stands for whatever keeps a file from being read or written
+    site.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while "reload failed; the old workers stay" not in site.log:
+        assert time.monotonic() < deadline, site.log
+        time.sleep(0.05)
+    assert "a supervisor task failed" not in site.log
+    assert site.workers() == before
+    trust.rmdir()
+    kept.rename(trust)
+    site.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 30
+    while site.workers() & before:
+        assert time.monotonic() < deadline, site.log
+        time.sleep(0.05)
+    device = site.devices[0]
+    assert site.connect(device).request("POST", PATH, device.bodies[0])[0] == 200
+
+
 async def test_a_stop_answers_every_request_in_hand(lasting: Site, database: Database) -> None:
     """The database holds all commits back: one group is on its way, the others wait for theirs."""
     first, *others = lasting.devices[:25]
