@@ -275,16 +275,8 @@ async def _create(
         made = _make_all(record, names, profile, reusable, expires_at, now)
         for at in range(0, len(made), _AT_ONCE):
             await store.record_codes([one.row for one in made[at : at + _AT_ONCE]])
-        event = Event(
-            at=now,
-            kind="code.create",
-            outcome="granted",
-            ecosystem=label,
-            ecosystem_id=record.ecosystem_id,
-            identity=find_user(),
-            detail=f"{len(made)} codes, the first for {names[0]}",
-        )
-        await store.record_events([event])
+        detail = f"{len(made)} codes, the first for {names[0]}"
+        await store.record_events([_write_event(record, "code.create", detail, now)])
     return made
 
 
@@ -356,16 +348,21 @@ async def _revoke(config: Config, label: str, devices: Sequence[str] | None) -> 
     now = _now()
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
-        event = Event(
-            at=now,
-            kind="code.revoke",
-            outcome="granted",
-            ecosystem=label,
-            ecosystem_id=record.ecosystem_id,
-            identity=find_user(),
-            detail="all codes that worked" if devices is None else f"codes of {', '.join(devices)}"[:_DETAIL_AT_MOST],
-        )
+        whose = "all codes that worked" if devices is None else f"codes of {', '.join(devices)}"
+        event = _write_event(record, "code.revoke", whose[:_DETAIL_AT_MOST], now)
         return await store.revoke_codes(record.ecosystem_id, devices, now, event)
+
+
+def _write_event(record: EcosystemRecord, kind: str, detail: str, now: datetime) -> Event:
+    return Event(
+        at=now,
+        kind=kind,
+        outcome="granted",
+        ecosystem=record.label,
+        ecosystem_id=record.ecosystem_id,
+        identity=find_user(),
+        detail=detail,
+    )
 
 
 def _now() -> datetime:

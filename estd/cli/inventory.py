@@ -18,7 +18,7 @@ from estd.cli.output import note, write_facts, write_json, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
 from estd.names import normalise_device, write_name, write_san
-from estd.store.contract import Device
+from estd.store.contract import Device, EcosystemRecord
 
 _AT_ONCE: Final = 5000
 _COLUMNS: Final = ("device", "subject", "san")
@@ -190,16 +190,7 @@ async def _import(config: Config, label: str, rows: list[_Row]) -> None:
         devices = [Device(record.ecosystem_id, name, subject, san) for name, subject, san in rows]
         for at in range(0, len(devices), _AT_ONCE):
             await store.record_devices(devices[at : at + _AT_ONCE])
-        event = Event(
-            at=datetime.now(UTC).replace(microsecond=0),
-            kind="inventory.import",
-            outcome="granted",
-            ecosystem=label,
-            ecosystem_id=record.ecosystem_id,
-            identity=find_user(),
-            detail=f"{len(devices)} devices",
-        )
-        await store.record_events([event])
+        await store.record_events([_write_event(record, "inventory.import", f"{len(devices)} devices")])
 
 
 async def _find(config: Config, label: str, names: list[str]) -> list[Device | None]:
@@ -217,13 +208,17 @@ async def _list(config: Config, label: str, after: str, limit: int) -> list[Devi
 async def _remove(config: Config, label: str, names: list[str]) -> list[str]:
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
-        event = Event(
-            at=datetime.now(UTC).replace(microsecond=0),
-            kind="inventory.remove",
-            outcome="granted",
-            ecosystem=label,
-            ecosystem_id=record.ecosystem_id,
-            identity=find_user(),
-            detail=", ".join(names)[:_DETAIL_AT_MOST],
-        )
+        event = _write_event(record, "inventory.remove", ", ".join(names)[:_DETAIL_AT_MOST])
         return await store.remove_devices(record.ecosystem_id, names, event)
+
+
+def _write_event(record: EcosystemRecord, kind: str, detail: str) -> Event:
+    return Event(
+        at=datetime.now(UTC).replace(microsecond=0),
+        kind=kind,
+        outcome="granted",
+        ecosystem=record.label,
+        ecosystem_id=record.ecosystem_id,
+        identity=find_user(),
+        detail=detail,
+    )
