@@ -184,6 +184,14 @@ def plant(new: New) -> New:
     return new
 
 
+@pytest.fixture(scope="module")
+def successor(plant: New) -> Party:
+    """Another maker, whose anchor may take the place of the first one's."""
+    maker = make_maker("Successor", starts=datetime.now(UTC) - timedelta(days=2), ends=FOREVER)
+    (plant.folder / "successor.pem").write_text(maker.pem)
+    return maker
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> float:
     started = time.monotonic()
     while not condition():
@@ -230,10 +238,8 @@ def test_a13_no_module_for_tests_is_installed() -> None:
 # --- A20, A23 -----------------------------------------------------------------------------------------------------------
 
 
-def test_a20_an_anchor_taken_away_counts_no_more_on_a_kept_connection(plant: New) -> None:
+def test_a20_an_anchor_taken_away_counts_no_more_on_a_kept_connection(plant: New, successor: Party) -> None:
     name, certificate, key = plant.born()
-    successor = make_maker("Successor", starts=datetime.now(UTC) - timedelta(days=2), ends=FOREVER)
-    (plant.folder / "successor.pem").write_text(successor.pem)
     with plant.dial(certificate, key) as kept:
         assert kept.enroll("plant", csr(name)).status == 200
         connection = kept.tls
@@ -287,6 +293,7 @@ async def test_a23_a_bundle_that_is_missing_or_garbled_changes_nothing(plant: Ne
 # --- A42 ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("successor")
 async def test_a42_without_its_database_it_says_so_signs_nothing_and_comes_back(plant: New) -> None:
     """Let's Encrypt's proxies killed every job when the orchestrator of their database vanished."""
     processes = plant.children(b"estd.")
