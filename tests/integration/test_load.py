@@ -37,7 +37,7 @@ def server(tmp_path: Path):
 
 
 def test_a_mixed_fleet_is_served_and_its_troublemakers_refused(tmp_path: Path):
-    rows = run_load("--users", "10", "--seconds", "8", out=tmp_path)
+    rows = run_load("--users", "10", "--seconds", "12", out=tmp_path)
     assert rows["Aggregated"]["Failure Count"] == "0"
     for name in ("simpleenroll by IDevID", "simpleenroll by code", "simplereenroll"):
         assert int(rows[name]["Request Count"]) > 0
