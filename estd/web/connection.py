@@ -51,6 +51,22 @@ class _Site(Protocol):
     def request_ended(self) -> None: ...
 
 
+class _Tap:
+    """The protocol whose reading the parser would pause for a body that nobody takes: never, since a body is taken as it
+    comes, and capped.
+
+    One for all connections. Were it the connection itself, the two would hold each other, and all that a connection holds
+    would live on until the next collection.
+    """
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+_TAP: Final = _Tap()
+
+
 class Connection(asyncio.Protocol):
     """One connection: a request is read whole, answered, and only then comes the next."""
 
@@ -75,9 +91,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, site: _Site) -> None:
         self._site = site
-        # Given itself as the protocol whose reading is paused for a body that nobody takes.
         self._parser = HttpRequestParser(
-            cast(Any, self),  # it wants no more of aiohttp's BaseProtocol than is here
+            cast(Any, _TAP),  # it wants no more of aiohttp's BaseProtocol than is there
             asyncio.get_running_loop(),
             BODY_AT_MOST_BYTES,
             max_line_size=_HEAD_AT_MOST_BYTES,
@@ -160,14 +175,6 @@ class Connection(asyncio.Protocol):
         self._wake_writer()
         if not self._is_busy:
             self._next()
-
-    # --- towards the parser ------------------------------------------------------------------------------------------
-
-    def pause_reading(self) -> None:
-        """Never needed: a body is taken as it comes, and capped."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """As `pause_reading`."""
 
     # --- one request -------------------------------------------------------------------------------------------------
 

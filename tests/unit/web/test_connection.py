@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp.http_parser import HttpRequestParser
 from http_lab import HEAD, House, chunked, counted, listen, post, statuses
 from tls_lab import Client
 
@@ -15,6 +17,7 @@ from estd.errors import Broken, Code, Refused, Unavailable
 from estd.est.messages import STATUS
 from estd.web import connection
 from estd.web.head import BODY_AT_MOST_BYTES
+from estd.web.tls_transport import TlsTransport
 from estd.wire.exchange import Exchange, Reply
 
 # --- what the protocol is handed ----------------------------------------------------------------------------------------
@@ -391,6 +394,35 @@ async def test_a_client_that_leaves_is_no_fault(house: House, caplog: pytest.Log
     assert counted("unknown", "gone") >= before[1] + 3
     assert [exchange.body for exchange in house.desk.exchanges] == [b"left"]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("ending", ["last", "kept", "refused", "garbled", "halfway"])
+async def test_a_connection_that_is_over_lets_go_of_everything(house: House, ending: str) -> None:
+    requests = {
+        "last": post(b"x"),
+        "kept": post(b"x", last=False) * 2,
+        "refused": post(b"x", b"Content-Encoding: gzip\r\n"),
+        "garbled": b"no request at all\r\n\r\n",
+        "halfway": post(b"x" * 100)[:-50],
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        async with await Client.open(house.floor) as client:
+            await client.send(requests[ending])
+            if ending in ("kept", "halfway"):
+                await asyncio.sleep(0.05)
+            else:
+                await listen(client)
+        await house.floor.until(lambda: house.floor.gate.connections == 0)
+        await asyncio.sleep(0.02)
+        house.desk.exchanges.clear()
+        house.floor.inners.clear()
+        # Reference counts alone must do: what waits for a collection is memory that no cache knows any more.
+        kinds = (connection.Connection, HttpRequestParser, TlsTransport)
+        assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
+    finally:
+        gc.enable()
 
 
 async def test_each_request_is_counted_by_operation_and_outcome(house: House) -> None:
