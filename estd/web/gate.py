@@ -21,7 +21,7 @@ from typing import Final
 from estd.web.place import Guest, Idler, Limits, Place, Refusal, Source
 
 _FEW: Final = 2
-"""Unfinished handshakes of a source that is no part of a crowd."""
+"""Connections, or unfinished handshakes, of a source that is no part of a crowd."""
 
 
 class Gate:
@@ -72,13 +72,13 @@ class Gate:
     def enter(self, source: str, guest: Guest) -> Place | Refusal:
         """A place for a new connection, or the limit that it would break."""
         limits, now = self.limits, self._clock()
-        if (
-            self.connections >= limits.connections_in_all
-            and not self._make_room(self._guests, now)
-            and not self._put_out(self._idle)
-        ):
-            return Refusal.CONNECTIONS_IN_ALL
         here = self._sources.get(source)
+        # A quarter of the places is kept for sources that have next to none, whatever a crowd does.
+        most = limits.connections_in_all
+        if here is not None and here.connections > _FEW:
+            most -= most // 4
+        if self.connections >= most and not self._make_room(self._guests, now) and not self._put_out(self._idle):
+            return Refusal.CONNECTIONS_IN_ALL
         if here is None:
             here = self._sources[source] = Source(source)
         elif (

@@ -33,6 +33,19 @@ def test_connections_are_capped_in_all_and_given_back() -> None:
     assert counts(gate) == (2, 0, 0)
 
 
+def test_a_crowd_leaves_a_quarter_of_the_places_to_others() -> None:
+    gate = Gate(Limits(connections_in_all=12))
+    for source in ("a", "b"):
+        for _ in range(6):
+            try_entering(gate, source)
+    assert gate.connections == 9
+    assert try_entering(gate, "b") is Refusal.CONNECTIONS_IN_ALL
+    assert [try_entering(gate, source) for source in ("c", "c", "c")] == [None, None, None]
+    assert try_entering(gate, "c") is Refusal.CONNECTIONS_IN_ALL, "now it is a crowd as well"
+    assert try_entering(gate, "d") is Refusal.CONNECTIONS_IN_ALL, "all are taken"
+    assert gate.connections == 12
+
+
 def test_connections_are_capped_per_source() -> None:
     gate = Gate(Limits(connections_per_source=1))
     Queuer(gate, "a")
