@@ -29,9 +29,9 @@ from report import tell
 
 CONNECTIONS = (1, 10, 50, 200, 500, 1000)
 ECOSYSTEMS = (1, 20, 200)
-_FRESH = 300
-_KEPT = 900
-_IN_FLIGHT = 48
+_FRESH = 600
+_KEPT = 1920
+_IN_FLIGHT = 64
 _SAMPLE_SECONDS = 5.0
 
 
