@@ -112,7 +112,7 @@ class Road:
             "address": "192.0.2.7",
             "request_id": "req",
         }
-        return Order(**(fields | changes))  # type: ignore[arg-type]
+        return Order(**(fields | changes))  # type: ignore[arg-type]  # fields of any type, by name
 
     async def certificates(self) -> list[bytes]:
         return [row.certificate for row in await self.store.find_certificates(None, None, 10_000)]

@@ -155,7 +155,7 @@ def connect(echo: Echo) -> tuple[Site, Any, Wire]:
     wire = Wire()
     site = Site(echo.answer, messages.write_refusal, lambda method, path: method == "POST" and "/stream/" in path)
     connection = site.http()
-    connection.connection_made(wire)  # type: ignore[arg-type]
+    connection.connection_made(wire)  # type: ignore[arg-type]  # as much of a transport as it asks
     return site, connection, wire
 
 
@@ -264,7 +264,7 @@ async def test_a_head_that_cannot_be_written_ends_the_connection(caplog: pytest.
     wire = Wire()
     site = Site(answer, messages.write_refusal, lambda _method, _path: True)
     connection = site.http()
-    connection.connection_made(wire)  # type: ignore[arg-type]
+    connection.connection_made(wire)  # type: ignore[arg-type]  # as much of a transport as it asks
     connection.data_received(CHUNKED + b"1\r\nx\r\n")
     await turns()
     assert wire.written == b""
