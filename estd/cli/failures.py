@@ -58,6 +58,8 @@ def report(fault: BaseException, *, as_json: bool) -> int:
         # Whoever read our output has seen enough; a second complaint while closing it helps nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
+    if isinstance(fault, SystemExit):
+        return REFUSED  # rich says the same in this way, and has let standard output go by itself
     failure = explain(fault)
     if as_json:
         click.echo(json.dumps({"error": _as_json(failure)}, ensure_ascii=False), err=True)

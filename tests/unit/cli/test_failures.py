@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import click
 import pytest
@@ -97,3 +100,16 @@ def test_a_traceback_is_shown_when_asked_for(
 )
 def test_sentences(text: str, expected: str) -> None:
     assert failures._sentence(text) == expected
+
+
+@pytest.mark.parametrize("command", [("profile", "ready"), ("profile", "ready", "--json"), ("--help",)])
+def test_a_reader_that_has_seen_enough_is_no_fault(command: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "estd", *command], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
