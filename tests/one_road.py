@@ -61,7 +61,11 @@ class SignerProcess:
         theirs.close()
         self._control = await SignerControl.open(ours)
         await self._control.unlock(KEK)
-        await self._control.load([self._record])
+        await self.load(self._record)
+
+    async def load(self, record: EcosystemRecord) -> None:
+        assert self._control is not None
+        await self._control.load([record])
 
     async def kill(self) -> None:
         assert self._process is not None
@@ -121,12 +125,7 @@ class Road:
 @contextlib.asynccontextmanager
 async def open_road(url: str, directory: Path, pool: type[SignerPool] = SignerPool) -> AsyncIterator[Road]:
     store = await PostgresStore.connect(url)
-    made = make_record(make_rules(make_maker()))
-    issuers = [
-        NewIssuer(issuer.name, "root" if issuer.parent_id is not None else None, issuer.certificate, issuer.sealed_key)
-        for issuer in made.issuers
-    ]
-    record = await store.record_ecosystem("campus", made.document, issuers, 0, "test", EVENT)
+    record = await record_ecosystem(store, "campus")
     signer = SignerProcess(directory, record)
     (directory / "journal").mkdir(mode=0o700)
     await signer.start()
@@ -139,6 +138,16 @@ async def open_road(url: str, directory: Path, pool: type[SignerPool] = SignerPo
         await signers.close()
         await signer.kill()
         await store.close()
+
+
+async def record_ecosystem(store: PostgresStore, label: str) -> EcosystemRecord:
+    """An ecosystem with issuers of its own."""
+    made = make_record(make_rules(make_maker()))
+    issuers = [
+        NewIssuer(issuer.name, "root" if issuer.parent_id is not None else None, issuer.certificate, issuer.sealed_key)
+        for issuer in made.issuers
+    ]
+    return await store.record_ecosystem(label, made.document, issuers, 0, "test", EVENT)
 
 
 async def closings(database: Database) -> Counter[str | None]:

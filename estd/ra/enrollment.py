@@ -2,9 +2,10 @@
 
     admitted → prepared by a signer → INTENT committed → journaled and signed → ISSUED committed → delivered
 
-Every protocol comes this way, and so does the server's own certificate. Requests travel in groups: while one group is on
-its way the next one gathers, so an idle server adds no delay and a busy one pays two commits and one journal flush for
-many certificates. A full group waits only for the intents of the one before it.
+Every protocol comes this way, and so does the server's own certificate. Requests travel in groups (`estd.ra.lane`), so
+that a busy server pays two commits and one journal flush for many certificates. There are two lanes: while a crowd is
+under way, an ecosystem that asks for little goes by the quiet one, and waits neither for the crowd's group to leave nor
+for its certificates to be signed.
 
 Promises:
 
@@ -21,12 +22,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from estd.errors import Broken, Code, Refused, Unavailable
-from estd.ra.fairqueue import FairQueue
+from estd.ra.lane import Lane, Waiting
 from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
 from estd.ra.order import Order
 from estd.ra.records import write_intent, write_issued, write_item, write_seals
@@ -38,26 +38,13 @@ from estd.store.contract import Intent, Issued, Outcome, Store
 
 _log = logging.getLogger(__name__)
 
-_GROUP_SIZE: Final = 64
-_TURNS_TO_GATHER: Final = 4
-"""Turns of the event loop a group waits before it leaves. A turn of an idle loop takes microseconds; a turn of a busy one
-brings more requests, and each that comes along spares a share of two commits and a flush."""
-_BUSY_FROM: Final = 4
-_ENOUGH: Final = 32
-_GATHER_SECONDS: Final = 0.02
-"""After a group of `_BUSY_FROM` or more the next one gathers for as long as that one took, but no longer than this, nor
-beyond `_ENOUGH`: twice as large a group halves what each certificate pays for commits and flushes."""
+_LITTLE: Final = 1 / 8
+"""An ecosystem that has less than this part of what all others have in hand goes by the quiet lane."""
 _WAITING_AT_MOST: Final = IN_HAND_AT_MOST
 _DEADLINE_SECONDS: Final = 15.0
 _PAUSES: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Pauses before a request starts over: its signer died or had not yet heard of new rules, or another request's crashed
 intent stood in its way."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    order: Order
-    answer: asyncio.Future[bytes]
 
 
 class Enrollment:
@@ -71,20 +58,17 @@ class Enrollment:
         self._clock = clock
         self._observe = observe
         self._settlement = Settlement(store, signers, clock, observe)
-        self._gathering: FairQueue[_Waiting] = FairQueue()
-        self._is_leaving = False
-        """A group is between its leaving and its committed intents; no other may leave."""
-        self._out = 0
-        """Groups that have left and not ended."""
-        self._left_at = 0.0
-        self._left_with = 0
-        self._until_enough: asyncio.TimerHandle | None = None
+        self._busy = Lane(self._carry_out, turns_to_gather=4)
+        self._quiet = Lane(self._carry_out, turns_to_gather=0)
+        self._in_hand: dict[int, int] = {}
+        """Orders by ecosystem that have no answer yet; none of them zero."""
+        self._in_all = 0
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
         """Orders that no group has taken yet."""
-        return len(self._gathering)
+        return self._busy.waiting + self._quiet.waiting
 
     async def enroll(self, order: Order) -> bytes:
         """Carry out one order; the certificate's DER.
@@ -104,11 +88,11 @@ class Enrollment:
 
     async def drain(self) -> None:
         """Wait until everything under way has an answer."""
-        while self._under_way or self._gathering:
+        while not (self._busy.is_idle and self._quiet.is_idle and not self._under_way):
+            await self._busy.drain()
+            await self._quiet.drain()
             if self._under_way:
                 await asyncio.wait(self._under_way)
-            else:
-                await asyncio.sleep(_GATHER_SECONDS)
 
     async def settle(self, intent: Intent) -> bytes | None:
         """Find out what became of an intent that has no result, and record it: see `Settlement.settle`."""
@@ -117,78 +101,44 @@ class Enrollment:
     # --- groups ----------------------------------------------------------------------------------------------------
 
     async def _join_group(self, order: Order, give_up_at: float) -> bytes:
-        if len(self._gathering) >= _WAITING_AT_MOST:
+        if self.waiting >= _WAITING_AT_MOST:
             raise TurnedAway(Limit.QUEUE, "too many requests are waiting", add_jitter(_DEADLINE_SECONDS))
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(order, loop.create_future())
-        self._gathering.add(order.ecosystem_id, waiting)
-        if not self._is_leaving:
-            if len(self._gathering) >= _ENOUGH:
-                self._leave()
-            elif not self._out and self._until_enough is None:
-                self._leave(_TURNS_TO_GATHER)
+        waiting = Waiting(order, loop.create_future())
+        mine = self._in_hand.get(order.ecosystem_id, 0)
+        others = self._in_all - mine
+        self._in_hand[order.ecosystem_id] = mine + 1
+        self._in_all += 1
+        (self._quiet if mine < others * _LITTLE else self._busy).join(waiting)
         # A timer on the answer costs a fraction of asyncio.timeout, and an order waits for nothing else.
         deadline = loop.call_at(give_up_at, _give_up, waiting)
         try:
             return await waiting.answer
         finally:
             deadline.cancel()
-
-    def _leave(self, turns: int = 0) -> None:
-        """Let what has gathered go, after so many turns of the event loop; see `_TURNS_TO_GATHER`."""
-        if self._until_enough is not None:
-            self._until_enough.cancel()
-            self._until_enough = None
-        self._is_leaving = True
-        self._send_group(turns)
-
-    def _send_group(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
-        if turns:
-            loop.call_soon(self._send_group, turns - 1)
-            return
-        group = self._gathering.take(_GROUP_SIZE)
-        self._left_at, self._left_with = loop.time(), len(group)
-        self._out += 1
-        task = loop.create_task(self._carry_out(group))
-        self._under_way.add(task)
-        task.add_done_callback(self._end_group)
-
-    def _make_way(self) -> None:
-        """The group that left last has its intents committed, or has failed; a full one need not wait for its end."""
-        self._is_leaving = False
-        if len(self._gathering) >= _ENOUGH:
-            self._leave()
-
-    def _end_group(self, task: asyncio.Task[None]) -> None:
-        self._end(task)
-        self._out -= 1
-        if self._out or self._is_leaving or not self._gathering:
-            return
-        if self._left_with < _BUSY_FROM:
-            self._leave(_TURNS_TO_GATHER)
-            return
-        loop = asyncio.get_running_loop()
-        pause = min(loop.time() - self._left_at, _GATHER_SECONDS)
-        self._until_enough = loop.call_later(pause, self._leave)
+            self._in_all -= 1
+            if self._in_hand[order.ecosystem_id] == 1:
+                del self._in_hand[order.ecosystem_id]
+            else:
+                self._in_hand[order.ecosystem_id] -= 1
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            _log.error("a group failed", exc_info=task.exception())
+            _log.error("an order failed", exc_info=task.exception())
 
-    async def _carry_out(self, group: list[_Waiting]) -> None:
+    async def _carry_out(self, group: list[Waiting], make_way: Callable[[], None]) -> None:
         # Whoever stopped waiting before anything was committed is dropped; later on nobody is.
         group = [waiting for waiting in group if not waiting.answer.done()]
         if not group:
-            self._make_way()
+            make_way()
             return
         self._observe("group_size", len(group))
         try:
             try:
                 journal, mine, unwanted = await self._reserve(group)
             finally:
-                self._make_way()
+                make_way()
             if mine:
                 await self._sign(journal, mine, unwanted)
             elif unwanted:
@@ -200,10 +150,10 @@ class Enrollment:
             raise fault
 
     async def _reserve(
-        self, group: list[_Waiting]
-    ) -> tuple[str, list[tuple[_Waiting, Intent, PreparedItem]], list[PreparedItem]]:
+        self, group: list[Waiting]
+    ) -> tuple[str, list[tuple[Waiting, Intent, PreparedItem]], list[PreparedItem]]:
         """Prepare and commit the intents: the journal, what is to be signed, and what was prepared in vain."""
-        mine: list[tuple[_Waiting, Intent, PreparedItem]] = []
+        mine: list[tuple[Waiting, Intent, PreparedItem]] = []
         unwanted: list[PreparedItem] = []
         started = asyncio.get_running_loop().time()
         journal, prepared = await self._prepare(group)
@@ -237,9 +187,9 @@ class Enrollment:
         except Unavailable:
             pass  # it died, and they with it
 
-    async def _prepare(self, group: list[_Waiting]) -> tuple[str, list[tuple[_Waiting, PreparedItem]]]:
+    async def _prepare(self, group: list[Waiting]) -> tuple[str, list[tuple[Waiting, PreparedItem]]]:
         journal, results = await self._signers.prepare([write_item(waiting.order) for waiting in group])
-        prepared: list[tuple[_Waiting, PreparedItem]] = []
+        prepared: list[tuple[Waiting, PreparedItem]] = []
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, RefusedItem):
                 reason = read_refusal(result)
@@ -250,7 +200,7 @@ class Enrollment:
         return journal, prepared
 
     async def _sign(
-        self, journal: str, mine: list[tuple[_Waiting, Intent, PreparedItem]], unwanted: list[PreparedItem]
+        self, journal: str, mine: list[tuple[Waiting, Intent, PreparedItem]], unwanted: list[PreparedItem]
     ) -> None:
         started = asyncio.get_running_loop().time()
         try:
@@ -264,7 +214,7 @@ class Enrollment:
             return
         self._observe("seal_seconds", asyncio.get_running_loop().time() - started)
         now = self._clock()
-        done: list[tuple[_Waiting, bytes, Issued]] = []
+        done: list[tuple[Waiting, bytes, Issued]] = []
         for (waiting, intent, item), result in zip(mine, sealed, strict=True):
             if isinstance(result, bytes):
                 done.append((waiting, result, write_issued(waiting.order, intent, item, result, now)))
@@ -282,7 +232,7 @@ class Enrollment:
 
     # --- what is not the plain road --------------------------------------------------------------------------------
 
-    def _follow(self, waiting: _Waiting, answer: Awaitable[bytes]) -> None:
+    def _follow(self, waiting: Waiting, answer: Awaitable[bytes]) -> None:
         """Finish one order outside its group, so that nobody else waits for it."""
 
         async def finish() -> None:
@@ -307,17 +257,17 @@ class Enrollment:
 # --- private -------------------------------------------------------------------------------------------------------
 
 
-def _give_up(waiting: _Waiting) -> None:
+def _give_up(waiting: Waiting) -> None:
     detail = "this took too long; send the same request again"
     _refuse(waiting, TurnedAway(Limit.DEADLINE, detail, add_jitter(_DEADLINE_SECONDS)))
 
 
-def _refuse(waiting: _Waiting, reason: Exception) -> None:
+def _refuse(waiting: Waiting, reason: Exception) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(reason)
 
 
-def _fail(group: list[_Waiting], reason: Exception) -> None:
+def _fail(group: list[Waiting], reason: Exception) -> None:
     for waiting in group:
         if not waiting.answer.done():
             waiting.answer.set_exception(reason)

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from database_proxy import DatabaseProxy
 from factory import NOW, make_csr, make_name
-from one_road import Road, closings, open_road
+from one_road import Road, closings, open_road, record_ecosystem
 from postgres_fixture import Database
 
 from estd.errors import Code, Refused, Unavailable
@@ -100,6 +100,24 @@ async def test_a_full_group_does_not_wait_for_the_end_of_the_one_before(
         assert sorted(certificates) == sorted(await road.certificates())
         road.pool.go_on.set()
         assert await slow in await road.certificates()
+
+
+async def test_a_quiet_ecosystem_does_not_wait_for_a_crowd(database: Database, tmp_path: Path, valid_now: None) -> None:
+    async with open_road(database.url, tmp_path, _HeldPool) as road:
+        assert isinstance(road.pool, _HeldPool)
+        neighbour = await record_ecosystem(road.store, "harbour")
+        await road.signer.load(neighbour)
+        crowd = [asyncio.create_task(road.enrollment.enroll(road.order(f"device-{n}"))) for n in range(20)]
+        await road.pool.held.wait()
+        crowd += [asyncio.create_task(road.enrollment.enroll(road.order(f"device-{n}"))) for n in range(20, 30)]
+        its_own = {"ecosystem_id": neighbour.ecosystem_id, "node_id": neighbour.node_id, "ecosystem": "harbour"}
+        certificate = await road.enrollment.enroll(road.order("crane-1", **its_own))
+        assert await road.certificates() == [certificate]
+        assert not any(task.done() for task in crowd)
+        assert road.groups == [20, 1]
+        road.pool.go_on.set()
+        assert len(set(await asyncio.gather(*crowd))) == 30
+        assert road.groups == [20, 1, 10]
 
 
 async def test_a_refusal_is_not_its_neighbours(road: Road) -> None:
