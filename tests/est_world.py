@@ -42,6 +42,7 @@ from estd.ra.codes import generate_code
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
+from estd.ra.pace import Pace, Turnstile
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
@@ -299,6 +300,7 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
             trail,
             lambda ecosystem, tolerance: tolerances.update([(ecosystem, tolerance)]),
             Quotas(time.monotonic, lambda _ecosystem, _limit: None),
+            Turnstile(Pace(share=1.0)),
             bulk,
         )
         connection = await stack.enter_async_context(database.session())

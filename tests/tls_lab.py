@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from OpenSSL import SSL, crypto
 
+from estd.web.door import Door
 from estd.web.openssl import LIB
-from estd.web.tls import Gate, Limits, TlsServerProtocol, build_context
+from estd.web.tls import Gate, Limits, TlsServerProtocol, Watch, build_context
 
 PATIENCE = 20.0
 """How long a test waits for something that must happen."""
@@ -133,10 +134,12 @@ class Floor:
         self.address: tuple[str, int] = self._listener.getsockname()
 
     async def start(self) -> None:
-        self._server = await asyncio.get_running_loop().create_server(self._accept, sock=self._listener)
+        self.watch = Watch(self.limits.look_seconds, self.gate.press)
+        self._door = Door(self._listener, self._accept)
+        self._door.open()
 
     async def stop(self) -> None:
-        self._server.close()
+        self._door.close()
         for inner in self.inners:
             transport = getattr(inner, "transport", None)
             if transport is not None:
@@ -158,7 +161,9 @@ class Floor:
         await self.until(lambda: event in self.events)
 
     def _accept(self) -> asyncio.Protocol:
-        return TlsServerProtocol(lambda: self.context, self._inner, self.limits, self.gate, self.events.append)
+        return TlsServerProtocol(
+            lambda: self.context, self._inner, self.limits, self.gate, self.watch, self.events.append
+        )
 
     def _inner(self) -> asyncio.Protocol:
         inner = self._make_inner()

@@ -23,13 +23,14 @@ from estd.ra.bulk import Bulk
 from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
+from estd.ra.pace import Pace, Turnstile
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.store.contract import Store
 from estd.store.postgres import PostgresStore
 from estd.web import metrics
 from estd.web.site import Site
-from estd.web.tls import Gate, Limits, TlsServerProtocol, build_context
+from estd.web.tls import Gate, Limits, TlsServerProtocol, Watch, build_context
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +51,22 @@ class Worker:
         self._trail = Trail(store)
         self._bulk = Bulk(store, signers, self._enrollment, self._trail, _now, metrics.observe_issuance)
         self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
+        loop = asyncio.get_running_loop()
+        self._limits = _fit_limits()
+        pace = Pace(self._limits.crowd_share)
         self._est = Est(
-            directory, Admission(store), self._enrollment, self._trail, _count_tolerance, self._quotas, self._bulk
+            directory,
+            Admission(store),
+            self._enrollment,
+            self._trail,
+            _count_tolerance,
+            self._quotas,
+            Turnstile(pace),
+            self._bulk,
         )
         self._site = Site(self._est.answer, messages.write_refusal, takes_stream)
-        self._limits = _fit_limits()
-        self._gate = Gate(self._limits, soon=asyncio.get_running_loop().call_soon)
+        self._gate = Gate(self._limits, soon=loop.call_soon, pace=pace, later=loop.call_later)
+        self._watch = Watch(self._limits.look_seconds, self._gate.press)
         self._context = build_context(settings.tls_chain.encode(), settings.tls_key.encode())
         self._reload = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -79,7 +90,9 @@ class Worker:
 
     def accept(self) -> asyncio.Protocol:
         """The protocol of one new connection."""
-        return TlsServerProtocol(lambda: self._context, self._site.http, self._limits, self._gate, metrics.count_tls)
+        return TlsServerProtocol(
+            lambda: self._context, self._site.http, self._limits, self._gate, self._watch, metrics.count_tls
+        )
 
     def use_certificate(self, chain: bytes, key: bytes) -> None:
         """Show another server certificate to connections from now on."""

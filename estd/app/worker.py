@@ -22,14 +22,11 @@ import uvloop
 from estd.app.control import Control
 from estd.errors import Unavailable
 from estd.logs import set_up_logs
+from estd.web.door import Door
 
 _log = logging.getLogger("estd.worker")
 
 DRAIN_SECONDS: Final = 20.0
-_BACKLOG: Final = 4096
-_ACCEPTS_PER_TURN: Final = 16
-"""Descriptors of the one listening socket that a worker watches. libuv takes one connection from each in a turn of the event
-loop; with a single one a storm's connections wait in the kernel, an honest device behind all of them, for as many turns."""
 _GAUGE_SECONDS: Final = 0.25
 _COLLECT_AFTER: Final = 20_000
 
@@ -77,10 +74,8 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     # A connection lets go of everything by reference count (docs/tls.md), so a collection finds next to nothing; the
     # default threshold would have one every few connections.
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
-    servers = [
-        await asyncio.get_running_loop().create_server(worker.accept, sock=door, backlog=_BACKLOG)
-        for door in [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TURN - 1))]
-    ]
+    door = Door(listener, worker.accept)
+    door.open()
     control.send({"ready": True})
     _log.info("ready")
     gauges = asyncio.get_running_loop().create_task(_refresh(worker))
@@ -89,8 +84,7 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
         grace = await _obey(control, worker)
     finally:
         gauges.cancel()
-        for server in servers:
-            server.close()
+        door.close()
         await worker.drain(DRAIN_SECONDS, grace)
     _log.info("stopped")
 

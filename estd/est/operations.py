@@ -27,9 +27,10 @@ from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas, TurnedAway
 from estd.ra.naming import decide_names
 from estd.ra.order import Order, write_request_key
+from estd.ra.pace import Turnstile
 from estd.ra.trail import Trail
 from estd.wire.csrattrs import write_csrattrs
-from estd.wire.exchange import Exchange, Reply
+from estd.wire.exchange import HOME, Exchange, Reply
 from estd.wire.pkcs10 import CertificationRequest, read_request
 
 ROOT: Final = "/.well-known/est/"
@@ -79,6 +80,7 @@ class Est:
         trail: Trail,
         count_tolerance: Callable[[str, str], None],
         quotas: Quotas,
+        turnstile: Turnstile,
         bulk: Bulk,
     ) -> None:
         self.directory = directory
@@ -87,6 +89,7 @@ class Est:
         self._trail = trail
         self._count_tolerance = count_tolerance
         self._quotas = quotas
+        self._turnstile = turnstile
         self._batches = Batches(bulk)
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
@@ -117,11 +120,13 @@ class Est:
         place = directory.find_place(label)
         share = self._quotas.enter(place.ecosystem, exchange.peer)
         try:
+            await self._turnstile.enter(place.ecosystem.ecosystem_id, share.in_hand, self._quotas.in_hand)
             if isinstance(access, Public):
                 return await access.handler(self, exchange, place)
             admitted = await self._admission.admit(
                 directory, place, access.purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
             )
+            exchange.peer.memo[HOME] = place.ecosystem.ecosystem_id
             return await access.handler(self, exchange, admitted)
         except TurnedAway as reason:
             raise share.turn_away(reason.limit) from None

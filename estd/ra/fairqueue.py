@@ -33,6 +33,10 @@ class FairQueue(Generic[_Item]):
         queue.append(item)
         self._count += 1
 
+    def peek(self) -> _Item:
+        """The one that `take` would give first."""
+        return next(iter(self._queues.values()))[0]
+
     def take(self, at_most: int) -> list[_Item]:
         """The next ones; whose turn was cut short comes first next time."""
         taken: list[_Item] = []

@@ -11,20 +11,22 @@ import asyncio
 
 from estd.web.place import Limits, Place
 from estd.web.tls_events import Event, Observe
+from estd.web.watch import NEVER, Watch
 
 
 class Farewell(asyncio.Protocol):
     """Takes over a socket's transport and sees it closed."""
 
-    __slots__ = ("_limits", "_loop", "_observe", "_patience", "_place", "_raw", "_timer", "_waiting")
+    __slots__ = ("_limits", "_loop", "_observe", "_patience", "_place", "_raw", "_waiting", "_watch", "due")
 
-    def __init__(self, raw: asyncio.Transport, place: Place, limits: Limits, observe: Observe) -> None:
+    def __init__(self, raw: asyncio.Transport, place: Place, limits: Limits, watch: Watch, observe: Observe) -> None:
         self._raw = raw
         self._place = place
         self._limits = limits
         self._observe = observe
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._watch = watch
+        self.due = NEVER
         self._waiting = raw.get_write_buffer_size()
         self._patience = 0.0
 
@@ -34,7 +36,8 @@ class Farewell(asyncio.Protocol):
         raw.set_protocol(self)
         now = self._loop.time()
         self._patience = now + self._limits.write_stall_seconds
-        self._timer = self._loop.call_at(now + self._limits.linger_seconds, self._wake)
+        self.due = now + self._limits.linger_seconds
+        self._watch.add(self)
         if raw.is_closing():
             return
         if peer_is_done or not raw.can_write_eof():
@@ -57,23 +60,24 @@ class Farewell(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._watch.remove(self)
         self._place.leave()
 
-    def _wake(self) -> None:
+    def look(self, now: float) -> None:
         """A peer that took everything has had its time; one that still reads gets more, as long as it does read."""
-        now = self._loop.time()
         waiting = self._raw.get_write_buffer_size()
         if not waiting:
-            self._raw.abort()
+            self._leave()
             return
         if self._waiting - waiting >= self._limits.write_floor_bytes:
             self._waiting = waiting
             self._patience = now + self._limits.write_stall_seconds
         if now >= self._patience:
             self._observe(Event.EVICTED_WRITE_STALL)
-            self._raw.abort()
+            self._leave()
             return
-        self._timer = self._loop.call_at(min(now + self._limits.linger_seconds, self._patience), self._wake)
+        self.due = min(now + self._limits.linger_seconds, self._patience)
+
+    def _leave(self) -> None:
+        self.due = NEVER
+        self._raw.abort()

@@ -7,8 +7,8 @@ finishing a handshake makes room, so half-open connections cannot lock others ou
 longest between two requests; only when nobody has outstayed `patience_seconds` and nobody is idle is a newcomer
 refused. All of that comes before any cryptography for the newcomer. However many ask, no more than
 `handshakes_per_pass` handshakes begin, and as many go on, in one pass of the event loop, so that nobody's next step
-waits behind a crowd's; and of a crowd one begins at a time while others are held that could go on. Knows no TLS
-and no event loop.
+waits behind a crowd's; and of a crowd one begins at a time while others are held that could go on, and none
+while the crowd is ahead of its pace (`estd.ra.pace`). Knows no TLS and no event loop.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
-from estd.web.place import Guest, Idler, Limits, Place, Refusal, Source
+from estd.ra.pace import Pace
+from estd.web.place import Guest, Home, Idler, Limits, Place, Refusal, Source
 
 _FEW: Final = 2
 """Connections, or unfinished handshakes, of a source that is no part of a crowd."""
+
+
+_LITTLE: Final = 1 / 8
+"""An ecosystem with less than this part of all unfinished handshakes is no crowd."""
+_SOURCES_KNOWN: Final = 10_000
+_LOOK_SECONDS: Final = 0.001
 
 
 class Gate:
@@ -31,6 +38,8 @@ class Gate:
         limits: what is counted against.
         clock: a monotonic one.
         soon: has a function called in the next pass of the event loop; without it all passes are one.
+        pace: what crowds are held to; without it to none.
+        later: has a function called after so many seconds.
     """
 
     def __init__(
@@ -38,12 +47,17 @@ class Gate:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         soon: Callable[[Callable[[], None]], object] | None = None,
+        pace: Pace | None = None,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.limits = limits
         self.connections = 0
         self.waiting = 0
         self._clock = clock
         self._soon = soon
+        self._later = later
+        self._pace = pace
+        self._is_look_due = False
         # Handshakes that began, and that went on, in this pass; and those that are held until a later one.
         self._begun = 0
         self._continued = 0
@@ -51,11 +65,15 @@ class Gate:
         self._held: OrderedDict[Source, deque[Place]] = OrderedDict()
         self._held_count = 0
         self._sources: dict[str, Source] = {}
+        # Which ecosystem a source was last admitted by, for some while after it has left; and the ecosystems' homes.
+        self._known: OrderedDict[str, int] = OrderedDict()
+        self._homes: dict[int, Home] = {}
         # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
         self._guests: OrderedDict[Place, None] = OrderedDict()
         self._turns: OrderedDict[Place, None] = OrderedDict()
-        # Sources with someone waiting and a turn to spare, in rotation.
-        self._ring: OrderedDict[Source, None] = OrderedDict()
+        # Sources with someone waiting and a turn to spare, in rotation: those that ask for one at a time, and crowds.
+        self._few: OrderedDict[Source, None] = OrderedDict()
+        self._crowds: OrderedDict[Source, None] = OrderedDict()
         # Between two requests, the longest first.
         self._idle: OrderedDict[Place, Idler] = OrderedDict()
 
@@ -80,7 +98,7 @@ class Gate:
         if self.connections >= most and not self._make_room(self._guests, now) and not self._put_out(self._idle):
             return Refusal.CONNECTIONS_IN_ALL
         if here is None:
-            here = self._sources[source] = Source(source)
+            here = self._sources[source] = Source(source, self._find_home(source))
         elif (
             here.connections >= limits.connections_per_source
             and not self._make_room(here.guests, now)
@@ -93,13 +111,14 @@ class Gate:
         self.connections += 1
         place = Place(self, here, guest, now)
         here.guests[place] = self._guests[place] = None
+        here.home.guests += 1
         return place
 
     def begin(self, place: Place) -> Refusal | bool:
         """See `Place.begin`."""
         limits, here, now = self.limits, place.here, self._clock()
         if (
-            not self._ring
+            not (self._few if self._is_few(here) else self._crowds)
             and not here.waiting
             and len(here.turns) < limits.handshakes_per_source
             and self._may_begin(here)
@@ -118,24 +137,28 @@ class Gate:
         self._serve(here, now)
         return False
 
-    def press(self, here: Source) -> None:
-        """See `Place.press`."""
-        self._serve(here, self._clock())
+    def press(self) -> None:
+        """Some may have waited long enough for others to have outstayed their time; called now and then."""
+        now = self._clock()
+        for here in list(self._sources.values()) if self.waiting else ():
+            if here.waiting:
+                self._serve(here, now)
 
     def proceed(self, place: Place) -> bool:
         """See `Place.proceed`."""
         if self._soon is None:
             return True
-        if not self._held and self._continued < self._most_per_pass():
+        here = place.here
+        is_few = self._is_few(here)
+        if self._continued < self._most_per_pass() and (is_few or (not self._held and self._is_in_pace(here))):
             self._continued += 1
             self._call_pass()
             return True
-        here = place.here
         queue = self._held.get(here)
         if queue is None:
             queue = self._held[here] = deque()
-            if len(here.guests) <= _FEW:
-                self._held.move_to_end(here, last=False)  # no part of a crowd
+            if is_few:
+                self._held.move_to_end(here, last=False)
         queue.append(place)
         self._held_count += 1
         # It did its part in time and waits for us alone: from here on it is as one that has just come.
@@ -145,6 +168,15 @@ class Gate:
                 order.move_to_end(place)
         self._call_pass()
         return False
+
+    def learn(self, here: Source, ecosystem_id: int) -> None:
+        """See `Place.belongs`."""
+        self._known[here.name] = ecosystem_id
+        if len(self._known) > _SOURCES_KNOWN:
+            self._known.popitem(last=False)
+        here.home.guests -= len(here.guests)
+        here.home = self._find_home(here.name)
+        here.home.guests += len(here.guests)
 
     def rest(self, place: Place, idler: Idler) -> None:
         """See `Place.rest`."""
@@ -173,25 +205,41 @@ class Gate:
         """Turns for those who wait, this source's share of them looked at first."""
         limits = self.limits
         if here.waiting and (len(here.turns) < limits.handshakes_per_source or self._make_room(here.turns, now)):
-            is_new = here not in self._ring and len(here.waiting) == 1 and not here.turns
-            self._ring[here] = None
-            if is_new:
-                # Who asks for one at a time is not made to wait behind those who ask for many.
-                self._ring.move_to_end(here, last=False)
-        while (
-            self._ring
-            and self._may_begin(next(iter(self._ring)))
-            and (self._has_turn(next(iter(self._ring))) or self._make_room(self._turns, now))
-        ):
-            here, _ = self._ring.popitem(last=False)
+            self._line_up(here)
+        # Who asks for one at a time is not made to wait behind those who ask for many.
+        while ring := self._few or self._crowds:
+            here = next(iter(ring))
+            if not self._may_begin(here) or not (self._has_turn(here) or self._make_room(self._turns, now)):
+                return
+            if here not in ring:
+                continue  # whoever made room was the last of it
+            del ring[here]
             # The newest first: in a flood the oldest are the flood's, or will have given up when the answer comes.
             place, _ = here.waiting.popitem()
             self.waiting -= 1
             self._give_turn(place, now)
             if here.waiting and len(here.turns) < limits.handshakes_per_source:
-                self._ring[here] = None
+                self._line_up(here)
             assert place.guest is not None
             place.guest.handshake_granted()
+
+    def _find_home(self, source: str) -> Home:
+        ecosystem_id = self._known.get(source)
+        if ecosystem_id is None:
+            return Home(None)
+        home = self._homes.get(ecosystem_id)
+        if home is None:
+            home = self._homes[ecosystem_id] = Home(ecosystem_id)
+        return home
+
+    def _is_few(self, here: Source) -> bool:
+        """Whether this source is no part of a crowd: a whole ecosystem is one that has much of all that is unfinished."""
+        guests = here.home.guests
+        return guests <= _FEW or (here.home.ecosystem_id is not None and guests < len(self._guests) * _LITTLE)
+
+    def _line_up(self, here: Source) -> None:
+        if here not in self._few and here not in self._crowds:
+            (self._few if self._is_few(here) and not here.turns else self._crowds)[here] = None
 
     def _pass(self) -> None:
         """The event loop has looked after everything else; some more may begin."""
@@ -201,6 +249,8 @@ class Gate:
         resumed: list[Guest] = []
         while self._held and len(resumed) < most:
             here, queue = next(iter(self._held.items()))
+            if not self._is_few(here) and not self._is_in_pace(here):
+                break
             place = queue.popleft()
             self._held_count -= 1
             if queue:
@@ -210,10 +260,9 @@ class Gate:
             if place.guest is not None:
                 resumed.append(place.guest)
         self._continued = len(resumed)
-        if self._held or resumed:
+        if (self._held and not self._is_look_due) or resumed:
             self._call_pass()
-        if self._ring:
-            self._serve(next(iter(self._ring)), self._clock())
+        self._serve_next()
         for guest in resumed:
             guest.handshake_resumed()
 
@@ -231,8 +280,38 @@ class Gate:
         """Whether one more may begin in this pass. Of a crowd only one does while others are held that could go on: what is
         begun and not finished in time was work for nothing. One, so that nobody can lock a crowd out by being held.
         """
-        is_due = not self._begun or not self._held or len(here.guests) <= _FEW
-        return is_due and self._begun < self._most_per_pass()
+        if self._begun >= self._most_per_pass():
+            return False
+        if self._is_few(here):
+            if self._pace is not None:
+                self._pace.notice(here.home.key)
+            return True
+        if self._begun and self._held:
+            return False
+        if self._pace is not None and self._pace.waiting:
+            self._call_look()
+            return False
+        return self._is_in_pace(here)
+
+    def _is_in_pace(self, here: Source) -> bool:
+        """Whether this source's crowd may take a step now; if not, there will be a pass in a moment."""
+        if self._pace is None or self._pace.allows(here.home.key):
+            return True
+        self._call_look()
+        return False
+
+    def _call_look(self) -> None:
+        if self._later is not None and not self._is_look_due:
+            self._is_look_due = True
+            self._later(_LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._is_look_due = False
+        self._pass()
+
+    def _serve_next(self) -> None:
+        if ring := self._few or self._crowds:
+            self._serve(next(iter(ring)), self._clock())
 
     def _has_turn(self, here: Source) -> bool:
         """Whether one more may begin. A quarter of the turns is kept for sources that have none."""
@@ -275,7 +354,9 @@ class Gate:
     def _strike(self, place: Place) -> None:
         here = place.here
         place.guest = None
-        self._guests.pop(place, None)
+        if place in self._guests:
+            del self._guests[place]
+            here.home.guests -= 1
         here.guests.pop(place, None)
         self._turns.pop(place, None)
         here.turns.pop(place, None)
@@ -283,7 +364,8 @@ class Gate:
             del here.waiting[place]
             self.waiting -= 1
             if not here.waiting:
-                self._ring.pop(here, None)
+                self._few.pop(here, None)
+                self._crowds.pop(here, None)
 
     def _count_out(self, here: Source) -> None:
         self.connections -= 1

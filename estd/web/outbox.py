@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
 
 from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection
 from estd.web.place import Limits
-
-NEVER: Final = float("inf")
+from estd.web.watch import NEVER
 
 
 class Outbox:

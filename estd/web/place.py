@@ -39,6 +39,8 @@ class Limits:
     handshakes_per_pass_in_a_crowd: int = 2
     crowd: int = 32
     """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
+    crowd_share: float = 0.5
+    """The part of its time that a worker may be busy before a crowd has to wait, while others ask for something too."""
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024
 
@@ -55,9 +57,10 @@ class Limits:
     certificate_bytes: int = 65_536
 
     @property
-    def tick_seconds(self) -> float:
-        """The shortest deadline that a connection may get without its timer being moved."""
-        return min(self.header_seconds, self.idle_seconds, self.write_stall_seconds)
+    def look_seconds(self) -> float:
+        """How often deadlines are looked at: often enough for the shortest."""
+        shortest = min(self.handshake_seconds, self.header_seconds, self.idle_seconds, self.linger_seconds)
+        return min(0.25, shortest / 8, self.write_stall_seconds / 8, self.patience_seconds / 8)
 
 
 class Refusal(enum.StrEnum):
@@ -112,9 +115,9 @@ class _Gate(Protocol):
     """What a place knows of its `estd.web.gate.Gate`."""
 
     def begin(self, place: Place) -> Refusal | bool: ...
-    def press(self, here: Source) -> None: ...
     def proceed(self, place: Place) -> bool: ...
     def end(self, place: Place) -> None: ...
+    def learn(self, here: Source, ecosystem_id: int) -> None: ...
     def rest(self, place: Place, idler: Idler) -> None: ...
     def work(self, place: Place) -> None: ...
     def leave(self, place: Place) -> None: ...
@@ -138,11 +141,6 @@ class Place:
         """Ask for a handshake's turn: True is now, False is later, by `Guest.handshake_granted`."""
         return self._gate.begin(self)
 
-    def press(self) -> None:
-        """Still waiting: perhaps someone has outstayed his time by now."""
-        if self.is_taken:
-            self._gate.press(self.here)
-
     def proceed(self) -> bool:
         """Whether a handshake under way may go on now; later, by `Guest.handshake_resumed`, if not."""
         return self._gate.proceed(self)
@@ -151,6 +149,11 @@ class Place:
         """The handshake is finished, failed, or given up while it waited."""
         if self.is_taken:
             self._gate.end(self)
+
+    def belongs(self, ecosystem_id: int) -> None:
+        """This ecosystem admitted the connection's peer: its source is one of that ecosystem's."""
+        if self.is_taken and self.here.home.ecosystem_id != ecosystem_id:
+            self._gate.learn(self.here, ecosystem_id)
 
     def rest(self, idler: Idler) -> None:
         """The connection is idle from now on: its place may be given away."""
@@ -169,13 +172,30 @@ class Place:
             self._gate.leave(self)
 
 
+class Home:
+    """All sources of one ecosystem; a source that no ecosystem is known of has one of its own. The gate alone changes it."""
+
+    __slots__ = ("ecosystem_id", "guests")
+
+    def __init__(self, ecosystem_id: int | None) -> None:
+        self.ecosystem_id = ecosystem_id
+        self.guests = 0
+        """Connections with an unfinished handshake."""
+
+    @property
+    def key(self) -> object:
+        """Equal for one ecosystem, and for nobody else."""
+        return self if self.ecosystem_id is None else self.ecosystem_id
+
+
 class Source:
     """One source's connections, by what they are about; the gate alone changes them."""
 
-    __slots__ = ("connections", "guests", "idle", "name", "turns", "waiting")
+    __slots__ = ("connections", "guests", "home", "idle", "name", "turns", "waiting")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, home: Home) -> None:
         self.name = name
+        self.home = home
         self.connections = 0
         self.guests: OrderedDict[Place, None] = OrderedDict()
         self.turns: OrderedDict[Place, None] = OrderedDict()

@@ -28,9 +28,20 @@ from estd.web.tls_context import build_context
 from estd.web.tls_events import Event, Observe, read_failure
 from estd.web.tls_session import TlsSession
 from estd.web.tls_transport import TlsTransport
+from estd.web.watch import NEVER, Watch
 from estd.wire.exchange import Peer
 
-__all__ = ["Event", "Gate", "Limits", "Observe", "Refusal", "TlsServerProtocol", "TlsSession", "build_context"]
+__all__ = [
+    "Event",
+    "Gate",
+    "Limits",
+    "Observe",
+    "Refusal",
+    "TlsServerProtocol",
+    "TlsSession",
+    "Watch",
+    "build_context",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +62,7 @@ class TlsServerProtocol(asyncio.Protocol):
         current_context: asked at each handshake's start, so a renewed certificate serves from the next connection on.
         make_inner: makes the HTTP layer's protocol, once the handshake is done.
         limits: deadlines and caps.
+        watch: looks at the deadlines.
         gate: counts the connections and handshakes of this worker.
         observe: hears of each `Event` and `Refusal`.
     """
@@ -58,7 +70,6 @@ class TlsServerProtocol(asyncio.Protocol):
     __slots__ = (
         "_address",
         "_current_context",
-        "_deadline",
         "_early",
         "_flight",
         "_gate",
@@ -72,6 +83,8 @@ class TlsServerProtocol(asyncio.Protocol):
         "_raw",
         "_received",
         "_tls",
+        "_watch",
+        "due",
     )
 
     def __init__(
@@ -80,18 +93,21 @@ class TlsServerProtocol(asyncio.Protocol):
         make_inner: Callable[[], asyncio.Protocol],
         limits: Limits,
         gate: Gate,
+        watch: Watch,
         observe: Observe,
     ) -> None:
         self._current_context = current_context
         self._make_inner = make_inner
         self._limits = limits
         self._gate = gate
+        self._watch = watch
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._address = ""
         self._raw: asyncio.Transport | None = None
         self._place: Place | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self.due = NEVER
+        """See `estd.web.watch.Watched`."""
         self._early = b""  # of a first record that is not whole yet
         self._hello: bytes | None = None  # held while it waits for its turn
         self._flight: bytes | None = None  # held while others go on
@@ -109,7 +125,8 @@ class TlsServerProtocol(asyncio.Protocol):
             self._drop(place)
             return
         self._place = place
-        self._deadline = self._loop.call_later(self._limits.handshake_seconds, self._drop, Event.EVICTED_HANDSHAKE)
+        self.due = self._loop.time() + self._limits.handshake_seconds
+        self._watch.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer, whatever they are."""
@@ -135,6 +152,10 @@ class TlsServerProtocol(asyncio.Protocol):
         if self._place is not None:
             self._place.leave()
         self._raw = None
+
+    def look(self, _now: float) -> None:
+        """The handshake took too long."""
+        self._drop(Event.EVICTED_HANDSHAKE)
 
     def handshake_granted(self) -> None:
         """`estd.web.place.Guest`: our turn has come."""
@@ -181,12 +202,6 @@ class TlsServerProtocol(asyncio.Protocol):
         else:
             self._hello = data
             self._raw.pause_reading()
-            self._loop.call_later(self._limits.patience_seconds, self._press)
-
-    def _press(self) -> None:
-        if self._hello is not None and self._place is not None:
-            self._loop.call_later(self._limits.patience_seconds, self._press)
-            self._place.press()
 
     def _start_held(self) -> None:
         hello, self._hello = self._hello, None
@@ -248,7 +263,7 @@ class TlsServerProtocol(asyncio.Protocol):
         self._observe(Event.HANDSHAKE_OK)
         _acknowledge_now(raw)
         peer = Peer(self._address, certificates, session)
-        transport = TlsTransport(raw, tls, session, peer, place, limits, self._observe)
+        transport = TlsTransport(raw, tls, session, peer, place, limits, self._watch, self._observe)
         transport.open(self._make_inner(), last_bytes, rest)
 
     def _flush(self, tls: Connection) -> None:
@@ -264,7 +279,7 @@ class TlsServerProtocol(asyncio.Protocol):
         assert self._place is not None
         self._finish()
         self._observe(event)
-        Farewell(self._raw, self._place, self._limits, self._observe).begin(peer_is_done=False)
+        Farewell(self._raw, self._place, self._limits, self._watch, self._observe).begin(peer_is_done=False)
 
     def _drop_as_broken(self) -> None:
         _log.exception("connection dropped", extra={"peer": self._address})
@@ -279,9 +294,7 @@ class TlsServerProtocol(asyncio.Protocol):
 
     def _finish(self) -> None:
         self._is_over = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._watch.remove(self)
         if self._place is not None:
             self._place.end()
         self._hello = self._flight = None
@@ -295,6 +308,5 @@ def _acknowledge_now(raw: asyncio.Transport) -> None:
     We have nothing to say after it, since we send no tickets; a client that has not switched off Nagle's algorithm keeps
     its request back until the acknowledgement comes, which the kernel would delay by 40 ms.
     """
-    connection = raw.get_extra_info("socket")
-    if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_QUICKACK"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    if isinstance(raw.get_extra_info("peername"), tuple) and hasattr(socket, "TCP_QUICKACK"):
+        raw.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

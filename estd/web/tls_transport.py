@@ -1,8 +1,8 @@
 """A connection whose handshake is done: an `asyncio.Transport` for the HTTP layer over a socket's transport.
 
 Promises: a deadline for a request's head, for the pause between requests and for a peer that does not read; flow control
-both ways; close_notify on every orderly end, and a missing one told apart (RFC 8446 §6.1, RFC 5246 §7.2.1). A request
-costs no timer: see `_set_deadline`. Must not import aiohttp.
+both ways; close_notify on every orderly end, and a missing one told apart (RFC 8446 §6.1, RFC 5246 §7.2.1). Must not
+import aiohttp.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, Final, cast
 
 from estd.web.farewell import Farewell
 from estd.web.openssl import RECORD_BYTES, Connection, TlsError
-from estd.web.outbox import NEVER, Outbox
+from estd.web.outbox import Outbox
 from estd.web.place import Limits, Place
 from estd.web.tls_events import Event, Observe
 from estd.web.tls_session import TlsSession
-from estd.wire.exchange import Peer
+from estd.web.watch import NEVER, Watch
+from estd.wire.exchange import HOME, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +62,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         "_reading",
         "_session",
         "_state",
-        "_timer",
         "_tls",
-        "_wakes_at",
+        "_watch",
     )
 
     def __init__(
@@ -74,6 +74,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         peer: Peer,
         place: Place,
         limits: Limits,
+        watch: Watch,
         observe: Observe,
     ) -> None:
         super().__init__()
@@ -84,14 +85,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._peer = peer
         self._place = place
         self._limits = limits
+        self._watch = watch
         self._observe = observe
         self._outbox = Outbox(tls, raw, limits, self._loop)
         # None before `open` and once the HTTP layer was told, or is about to be told, that the connection is lost.
         self._inner: asyncio.Protocol | None = None
         self._state = _State.HEAD
         self._deadline = NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._wakes_at = NEVER
         self._closing = False
         self._peer_is_done = False
         self._loss: Exception | None = None
@@ -111,7 +111,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._overhead = unread_bytes
         self._raw.set_write_buffer_limits(high=self._limits.high_water_bytes)
         self._raw.set_protocol(self)
-        self._set_deadline(self._limits.header_seconds)
+        self._deadline = self._loop.time() + self._limits.header_seconds
+        self._watch.add(self)
         inner.connection_made(self)
         if self._tls is not None and self._tls.has_input():
             self.data_received(b"")
@@ -173,10 +174,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def request_ended(self) -> None:
         """The answer is decided and about to be written."""
         self._state = _State.IDLE
+        home = self._peer.memo.get(HOME)
+        if home is not None:
+            self._place.belongs(home)
         if self._inner is None:
             return
         if self._peer_is_done:
-            self._set_deadline(self._limits.linger_seconds)
+            self._deadline = self._loop.time() + self._limits.linger_seconds
         else:
             self._deadline = self._loop.time() + self._limits.idle_seconds
             self._place.rest(self)
@@ -378,7 +382,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _part(self) -> None:
         """Nothing more is said: the HTTP layer is done with this connection, and the socket gets its farewell."""
         self._closing = True
-        Farewell(self._raw, self._place, self._limits, self._observe).begin(peer_is_done=self._peer_is_done)
+        Farewell(self._raw, self._place, self._limits, self._watch, self._observe).begin(
+            peer_is_done=self._peer_is_done
+        )
         inner = self._release()
         if inner is not None:
             self._loop.call_soon(inner.connection_lost, self._loss)
@@ -390,9 +396,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _release(self) -> asyncio.Protocol | None:
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._watch.remove(self)
         self._session.release()
         self._outbox.release()
         self._held = b""
@@ -402,34 +406,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     # --- deadlines --------------------------------------------------------------------------------------------------
 
-    def _set_deadline(self, seconds: float) -> None:
-        """Move the deadline, and the timer where it would come too late.
+    @property
+    def due(self) -> float:
+        """See `estd.web.watch.Watched`."""
+        return min(self._deadline, self._outbox.stall_at)
 
-        On a request's way the deadline is moved alone. The timer wakes at least every `Limits.tick_seconds`, which none
-        of those deadlines undercuts, and looks.
-        """
-        now = self._loop.time()
-        self._deadline = now + seconds
-        soonest = min(self._deadline, now + self._limits.tick_seconds)
-        if self._wakes_at > soonest:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._wakes_at = soonest
-            self._timer = self._loop.call_at(soonest, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None
-        if self._inner is None:
-            return
-        now = self._loop.time()
+    def look(self, now: float) -> None:
+        """A deadline has passed."""
         if now >= self._outbox.stall_at and self._outbox.is_stalled(now):
             self._drop(Event.EVICTED_WRITE_STALL)
-            return
-        if now >= self._deadline:
+        elif now >= self._deadline:
             if not self._peer_is_done:
                 self._observe(Event.EVICTED_HEADER if self._state is _State.HEAD else Event.EVICTED_IDLE)
             self.close()
-            if self._inner is None:
-                return
-        self._wakes_at = min(self._deadline, self._outbox.stall_at, now + self._limits.tick_seconds)
-        self._timer = self._loop.call_at(self._wakes_at, self._wake)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
+
+HOME: Final = "home"
+"""In `Peer.memo`: the id of the ecosystem that last admitted this peer. The web floor tells crowds apart by it."""
 
 
 class Channel(Protocol):

@@ -7,6 +7,7 @@ from estd.web.farewell import Farewell
 from estd.web.gate import Gate
 from estd.web.place import Limits, Place
 from estd.web.tls_events import Event
+from estd.web.watch import Watch
 
 
 class _Nobody:
@@ -34,7 +35,7 @@ class Parting:
         place.end()
         self.events: list[str] = []
         self.raw.write(last_words)
-        self.farewell = Farewell(self.raw, place, limits, self.events.append)
+        self.farewell = Farewell(self.raw, place, limits, Watch(limits.look_seconds), self.events.append)
         return self
 
     async def read_all(self, pause: float = 0.0) -> bytes:

@@ -50,7 +50,9 @@ def test_source_of_an_address(peername: object, address: str, source: str) -> No
     assert read_source(peername) == (address, source)
 
 
-def test_no_deadline_of_a_request_undercuts_the_tick() -> None:
+def test_deadlines_are_looked_at_often_enough_for_the_shortest() -> None:
     limits = Limits()
-    assert limits.tick_seconds <= min(limits.header_seconds, limits.idle_seconds, limits.write_stall_seconds)
+    assert limits.look_seconds == 0.25
+    assert Limits(linger_seconds=0.4).look_seconds == 0.05
+    assert Limits(write_stall_seconds=0.8).look_seconds == 0.1
     assert limits.silent_bytes > 16_384 + 256 + 5, "one full record brings no plaintext until it is complete"

@@ -487,7 +487,10 @@ async def test_a_unix_socket_is_a_source_too(tmp_path: os.PathLike[str]) -> None
         path = os.fspath(tmp_path) + "/socket"
         http = make_http()
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: TlsServerProtocol(lambda: floor.context, http, floor.limits, floor.gate, floor.events.append), path
+            lambda: TlsServerProtocol(
+                lambda: floor.context, http, floor.limits, floor.gate, floor.watch, floor.events.append
+            ),
+            path,
         )
         context = ssl.create_default_context()
         context.check_hostname = False

@@ -1,0 +1,261 @@
+"""A connected socket as an `asyncio.Transport`: reads what has come, writes what fits, keeps the rest.
+
+An event loop's own transport begins to read by itself and costs a connection's share of its time before anybody has
+looked at it. This one is told when to begin, so that a crowd's connections can be put aside for next to nothing
+(`estd.web.door`), and reads its first octets without asking the loop, because they have mostly come.
+
+Promises, as `asyncio.Transport` does: `connection_lost` is called once, after everything else and never from inside a call
+of its protocol's; octets go out in order; above the high-water mark the protocol is asked to pause. Knows neither TLS nor
+HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, Final, cast
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 65_536
+_BUFFER: Final = bytearray(_READ_BYTES)
+"""Where sockets are read to before what came is copied out. One for all, which share a thread: an allocation of this size
+goes past the allocator's caches."""
+_VIEW: Final = memoryview(_BUFFER)
+_HIGH_WATER_BYTES: Final = 65_536
+
+
+class SocketTransport(asyncio.Transport):
+    """One socket, which is non-blocking and closed by it.
+
+    Args:
+        loop: watches the socket while there is something to wait for.
+        connection: the socket.
+        peername: its peer's address, as the kernel told it.
+        protocol: told of everything; `begin` tells it that there is a connection.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_eof_wanted",
+        "_high_water_bytes",
+        "_is_closing",
+        "_is_paused",
+        "_is_reading",
+        "_is_watched",
+        "_loop",
+        "_low_water_bytes",
+        "_outgoing",
+        "_peername",
+        "_protocol",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: socket.socket,
+        peername: object,
+        protocol: asyncio.Protocol,
+    ) -> None:
+        self._loop = loop
+        self._connection: socket.socket | None = connection
+        self._peername = peername
+        self._protocol: asyncio.Protocol | None = protocol
+        self._outgoing = bytearray()
+        self._high_water_bytes = _HIGH_WATER_BYTES
+        self._low_water_bytes = _HIGH_WATER_BYTES // 4
+        self._is_reading = True
+        self._is_watched = False
+        self._is_closing = False
+        self._is_paused = False
+        self._eof_wanted = False
+
+    def begin(self) -> None:
+        """Introduce the connection to its protocol, and hand up what the peer has sent already."""
+        assert self._protocol is not None
+        self._protocol.connection_made(self)
+        if self._is_reading and not self._is_closing:
+            self._read()
+            self._watch()
+
+    # --- asyncio.Transport --------------------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """``peername``, ``socket`` or ``sockname``."""
+        if name == "peername":
+            return self._peername
+        if self._connection is None:
+            return default
+        if name == "socket":
+            return self._connection
+        return self._connection.getsockname() if name == "sockname" else default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Tell another protocol from now on."""
+        self._protocol = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Who is told."""
+        assert self._protocol is not None
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Whether `close` or `abort` was called, or the connection is lost."""
+        return self._is_closing
+
+    def is_reading(self) -> bool:
+        """Whether what comes is handed up."""
+        return self._is_reading and not self._is_closing
+
+    def pause_reading(self) -> None:
+        """Leave what comes in the kernel."""
+        self._is_reading = False
+        self._stop_watching()
+
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`; nothing is handed up inside this call."""
+        self._is_reading = True
+        self._watch()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, or keep what the kernel does not take."""
+        if self._is_closing or self._connection is None or not data:
+            return
+        if not self._outgoing:
+            try:
+                sent = self._connection.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+            self._loop.add_writer(self._connection.fileno(), self._flush)
+        self._outgoing += data
+        if len(self._outgoing) > self._high_water_bytes and not self._is_paused:
+            self._is_paused = True
+            assert self._protocol is not None
+            self._protocol.pause_writing()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Bytes kept above which the protocol is asked to pause, and down to which it stays so (a quarter)."""
+        self._high_water_bytes = _HIGH_WATER_BYTES if high is None else high
+        self._low_water_bytes = self._high_water_bytes // 4 if low is None else low
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return len(self._outgoing)
+
+    def can_write_eof(self) -> bool:
+        """Whether our direction can be closed alone."""
+        return True
+
+    def write_eof(self) -> None:
+        """Close our direction when what was written is out.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        if self._is_closing or self._eof_wanted or self._connection is None:
+            return
+        self._eof_wanted = True
+        if not self._outgoing:
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close when what was written is out; what comes meanwhile is left unread."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._stop_watching()
+        if not self._outgoing:
+            self._loop.call_soon(self._end, None)
+
+    def abort(self) -> None:
+        """Close now, whatever was written."""
+        self._lose(None)
+
+    # --- the socket ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._is_reading and not self._is_watched and not self._is_closing and self._connection is not None:
+            self._is_watched = True
+            self._loop.add_reader(self._connection.fileno(), self._read)
+
+    def _stop_watching(self) -> None:
+        if self._is_watched and self._connection is not None:
+            self._is_watched = False
+            self._loop.remove_reader(self._connection.fileno())
+
+    def _read(self) -> None:
+        connection, protocol = self._connection, self._protocol
+        if connection is None or protocol is None or self._is_closing:
+            return
+        try:
+            size = connection.recv_into(_BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        try:
+            if size:
+                protocol.data_received(bytes(_VIEW[:size]))
+            elif protocol.eof_received():
+                self.pause_reading()  # an end would be reported again and again
+            else:
+                self.close()
+        except Exception as fault:  # noqa: BLE001 -- a protocol's fault costs this connection and no other
+            _log.exception("connection dropped")
+            self._lose(fault)
+
+    def _flush(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            sent = connection.send(self._outgoing)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        del self._outgoing[:sent]
+        if self._is_paused and len(self._outgoing) <= self._low_water_bytes:
+            self._is_paused = False
+            assert self._protocol is not None
+            self._protocol.resume_writing()
+        if self._outgoing or self._connection is None:
+            return  # resuming may have written more, or ended it
+        self._loop.remove_writer(connection.fileno())
+        if self._is_closing:
+            self._loop.call_soon(self._end, None)
+        elif self._eof_wanted:
+            try:
+                connection.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                self._lose(error)
+
+    def _lose(self, reason: Exception | None) -> None:
+        """Nothing more goes either way."""
+        if self._connection is None:
+            return
+        self._is_closing = True
+        self._stop_watching()
+        if self._outgoing:
+            self._outgoing.clear()
+            self._loop.remove_writer(self._connection.fileno())
+        self._loop.call_soon(self._end, reason)
+
+    def _end(self, reason: Exception | None) -> None:
+        connection, self._connection = self._connection, None
+        protocol, self._protocol = self._protocol, None
+        if connection is None or protocol is None:
+            return
+        try:
+            protocol.connection_lost(reason)
+        finally:
+            connection.close()
