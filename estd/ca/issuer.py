@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from estd.ca.authority import Authority, read_authority
@@ -118,7 +120,7 @@ class Issuer:
         self.authority = authority
         self.key = key
         self._ready = {
-            profile.name: (
+            profile.name: _Ready(
                 profile,
                 Template(profile, authority),
                 Linter(authority.certificate, profile, above, key.algorithm.signature_max_bytes),
@@ -151,19 +153,25 @@ class Issuer:
             Refused: the key, the names, the extensions or the finished bytes are not allowed.
             Unavailable: the issuer is not valid now.
         """
-        profile, template, linter = self._ready[profile_name]
-        request = verified.request
+        ready = self._ready[profile_name]
+        profile, request = ready.profile, verified.request
         check_key(request.spki, profile.keys, is_blocked, request.spki_sha256)
         check_requested(profile, request, subject, san)
         check_subject(profile, subject)
         check_san(profile, subject, san)
-        authority = self.authority
-        not_before, not_after = decide_dates(
-            profile.validity, profile.backdate, profile.align, now, authority.starts, authority.ends
-        )
+        if ready.now != now:
+            # A batch is made in one second, so its dates are decided once.
+            authority = self.authority
+            ready.dates = decide_dates(
+                profile.validity, profile.backdate, profile.align, now, authority.starts, authority.ends
+            )
+            ready.now = now
+        not_before, not_after = ready.dates
         serial = decide_serial(now, randomness, profile.serial_bytes)
-        tbs = template.fill(serial, not_before, not_after, subject, request.spki, san)
-        _check_findings(linter.lint(tbs))
+        tbs = ready.template.fill(serial, not_before, not_after, subject, request.spki, san)
+        findings = ready.linter.lint(tbs)
+        if findings:
+            _check_findings(findings)
         return Approved(_PREPARED, self, profile.name, serial, not_before, not_after, request.spki_sha256, tbs)
 
     def seal(self, approved: Approved) -> bytes:
@@ -187,7 +195,7 @@ class Issuer:
         """
         if not self.key.deterministic:
             raise Broken("nothing is signed twice with a key that is not deterministic")
-        if all(linter.lint(tbs) for _, _, linter in self._ready.values()):
+        if all(ready.linter.lint(tbs) for ready in self._ready.values()):
             raise Refused(Code.LINT, "the journaled bytes are not a certificate of this issuer")
         return self._sign([tbs])[0]
 
@@ -205,8 +213,7 @@ def decide_serial(now: datetime, randomness: bytes, size: int) -> bytes:
         raise Broken("a serial number has 9 to 20 octets and needs randomness for all of them")
     if size < _SERIAL_BYTES_WITH_TIME:
         return b"\x01" + randomness[: size - 1]
-    hours = max(0, (now - _EPOCH) // _HOUR) % (1 << 24)
-    return b"\x01" + hours.to_bytes(3, "big") + randomness[: size - 4]
+    return _write_hours(now) + randomness[: size - 4]
 
 
 def issue_authority(
@@ -237,6 +244,23 @@ def issue_authority(
 
 
 # --- private ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Ready:
+    """One profile as it is issued under one issuer, and the dates of the second in which it was last."""
+
+    profile: Profile
+    template: Template
+    linter: Linter
+    now: datetime | None = None
+    dates: tuple[datetime, datetime] = (INFINITE, INFINITE)
+
+
+@lru_cache(maxsize=1)
+def _write_hours(now: datetime) -> bytes:
+    return b"\x01" + (max(0, (now - _EPOCH) // _HOUR) % (1 << 24)).to_bytes(3, "big")
+
 
 _SERIAL_MAX_BYTES: Final = 20
 # Below this length there is no room for the time beside 64 random bits.
