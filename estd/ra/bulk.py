@@ -32,7 +32,7 @@ from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order
 from estd.ra.records import write_intent, write_issued, write_item, write_seals
 from estd.ra.settlement import insist
-from estd.ra.trail import Trail, log_event
+from estd.ra.trail import Trail, log_events
 from estd.ra.vouching import Request, decide_order
 from estd.signer.blocks import journal_of
 from estd.signer.client import SignerPool
@@ -291,8 +291,8 @@ class _Group:
         await insist(lambda: bulk._store.record_issued([issued for _, _, issued in done]))
         bulk._observe("record_seconds", loop.time() - started)
         bulk._observe("group_size", len(done))
-        for item, certificate, issued in done:
-            log_event(issued.event)
+        log_events(issued.event for _, _, issued in done)
+        for item, certificate, _ in done:
             item.answer = Answer(certificate)
 
     # --- refusals --------------------------------------------------------------------------------------------------
