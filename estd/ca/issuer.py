@@ -5,8 +5,9 @@ to be signed and has them linted; what comes out is an `Approved`. `Issuer.seal`
 it was made for. There is no other way to a signature on a device's certificate: an `Approved` is made by `prepare`
 alone, is spent by the first `seal`, and is refused by any other issuer.
 
-Serial numbers are 20 octets unless a profile says less: 01, three octets of hours since 2020 (so that the numbers of a
-time stand together in an index), and 128 random bits (RFC 5280 §4.1.2.2 wants at most 20 octets, positive and unique).
+Serial numbers are 20 octets unless a profile says less: 01, five octets of time since 2020 in 256ths of a second (so that
+new numbers are added at the end of an index, where its pages are at hand), and 112 random bits (RFC 5280 §4.1.2.2 wants at
+most 20 octets, positive and unique).
 
 The time and the randomness are arguments. Must not import anything of the floors above.
 """
@@ -145,7 +146,7 @@ class Issuer:
             verified: the request, whose signature was checked.
             subject: DER Name the certificate is to have, as the registration authority decided.
             san: DER GeneralNames it is to have, or None.
-            now: aware UTC to the second.
+            now: aware UTC; dates are to its second, the serial to a fraction of it.
             randomness: `RANDOM_BYTES` octets that nobody can foretell.
             is_blocked: whether the key with that SPKI hash is known to be compromised.
 
@@ -160,10 +161,10 @@ class Issuer:
         check_subject(profile, subject)
         check_san(profile, subject, san)
         if ready.now != now:
-            # A batch is made in one second, so its dates are decided once.
-            authority = self.authority
+            # A group is made at one time, so its dates are decided once.
+            authority, second = self.authority, now.replace(microsecond=0)
             ready.dates = decide_dates(
-                profile.validity, profile.backdate, profile.align, now, authority.starts, authority.ends
+                profile.validity, profile.backdate, profile.align, second, authority.starts, authority.ends
             )
             ready.now = now
         not_before, not_after = ready.dates
@@ -213,7 +214,7 @@ def decide_serial(now: datetime, randomness: bytes, size: int) -> bytes:
         raise Broken("a serial number has 9 to 20 octets and needs randomness for all of them")
     if size < _SERIAL_BYTES_WITH_TIME:
         return b"\x01" + randomness[: size - 1]
-    return _write_hours(now) + randomness[: size - 4]
+    return _write_time(now) + randomness[: size - 6]
 
 
 def issue_authority(
@@ -248,7 +249,7 @@ def issue_authority(
 
 @dataclass(slots=True)
 class _Ready:
-    """One profile as it is issued under one issuer, and the dates of the second in which it was last."""
+    """One profile as it is issued under one issuer, and the dates of the last group."""
 
     profile: Profile
     template: Template
@@ -258,15 +259,16 @@ class _Ready:
 
 
 @lru_cache(maxsize=1)
-def _write_hours(now: datetime) -> bytes:
-    return b"\x01" + (max(0, (now - _EPOCH) // _HOUR) % (1 << 24)).to_bytes(3, "big")
+def _write_time(now: datetime) -> bytes:
+    """How a serial number begins. Kept: a group is made at one time."""
+    microseconds = max(0, (now - _EPOCH) // timedelta(microseconds=1))
+    return b"\x01" + (microseconds * 256 // 1_000_000 % (1 << 40)).to_bytes(5, "big")
 
 
 _SERIAL_MAX_BYTES: Final = 20
 # Below this length there is no room for the time beside 64 random bits.
-_SERIAL_BYTES_WITH_TIME: Final = 12
+_SERIAL_BYTES_WITH_TIME: Final = 14
 _EPOCH: Final = datetime(2020, 1, 1, tzinfo=UTC)
-_HOUR: Final = timedelta(hours=1)
 _CA_BACKDATE: Final = timedelta(hours=1)
 _FIRST: Final = datetime(1950, 1, 1, tzinfo=UTC)
 
