@@ -12,6 +12,8 @@ from collections.abc import Callable
 from ours import Database
 
 _CHUNK = 100_000
+_SPAN = 2000 * 3600 * 256
+"""The time over which they are spread, in the unit of serial numbers: 256ths of a second."""
 _GROUP = 20
 """Certificates that share an audit link, as in a group under load."""
 
@@ -73,17 +75,16 @@ def grow(database: Database, superuser: Database, count: int, tell: Callable[[in
         tell: told how many are there.
     """
     ecosystem = database.fetch("SELECT ecosystem_id FROM certificate ORDER BY issued_at DESC LIMIT 1")
-    prefix = database.fetch("SELECT substr(serial, 1, 4) FROM certificate ORDER BY issued_at DESC LIMIT 1")
-    hours = min(2000, int.from_bytes(prefix[2:], "big") - 1)
+    prefix = database.fetch("SELECT substr(serial, 1, 6) FROM certificate ORDER BY issued_at DESC LIMIT 1")
     newest = int.from_bytes(prefix, "big")
     database.execute("SET synchronous_commit = off; SET enable_seqscan = on; ALTER TABLE event DISABLE TRIGGER chained")
     for first in range(0, count, _CHUNK):
         rows = min(_CHUNK, count - first)
         database.execute(
             "BEGIN; CREATE TEMPORARY TABLE seed ON COMMIT DROP AS SELECT number, "
-            f"int4send({newest - hours} + (number * {hours} / {count})::integer) "
-            f"|| substr(sha256(int8send(number)), 1, 16) AS serial, "
-            f"now() - interval '1 hour' * ({hours} - number * {hours}.0 / {count}) AS at "
+            f"substr(int8send({newest} - {_SPAN} + number * {_SPAN} / {count}), 3) "
+            f"|| substr(sha256(int8send(number)), 1, 14) AS serial, "
+            f"now() - interval '1 second' * (({_SPAN} - number * {_SPAN} / {count}) / 256.0) AS at "
             f"FROM generate_series({first}::bigint, {first + rows - 1}) AS number;"
             + ";".join(
                 part.format(ecosystem=ecosystem, chunk=rows, group=_GROUP)

@@ -222,13 +222,16 @@ def read_string(tag: int, contents: bytes) -> str | None:
 
 def tlv(tag: int, contents: bytes) -> bytes:
     """One element."""
-    length = len(contents)
+    return header(tag, len(contents)) + contents
+
+
+@lru_cache(maxsize=1024)
+def header(tag: int, length: int) -> bytes:
+    """What precedes the contents of an element. Kept: the certificates of a profile are nearly all equally long."""
     if length < 0x80:
-        return bytes((tag, length)) + contents
-    if length < 0x100:
-        return bytes((tag, 0x81, length)) + contents
+        return bytes((tag, length))
     octets = (length.bit_length() + 7) // 8
-    return bytes((tag, 0x80 | octets)) + length.to_bytes(octets, "big") + contents
+    return bytes((tag, 0x80 | octets)) + length.to_bytes(octets, "big")
 
 
 def sequence(*members: bytes) -> bytes:

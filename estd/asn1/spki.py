@@ -42,9 +42,16 @@ ALGORITHMS = {
 """The AlgorithmIdentifier of each key type but the RSA ones, which share `RSA`."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=512)
 def read_spki(spki: bytes) -> tuple[bytes, bytes]:
-    """The AlgorithmIdentifier (whole element) and the key's octets. Kept: one request's key is read in several places."""
+    """The AlgorithmIdentifier (whole element) and the key's octets.
+
+    Kept for more keys than a signer is given at once, because one request's key is read in several places.
+    """
+    plain = _PLAIN.get(len(spki))
+    if plain is not None and spki.startswith(plain[0]):
+        # All but the key's octets is as in every key of its type, so there is nothing left to read.
+        return plain[1], spki[len(plain[0]) :]
     start, stop = der.read_whole(spki, der.SEQUENCE)
     algorithm_stop = der.read_tagged(spki, start, stop, der.SEQUENCE)[1]
     key_start, key_stop = der.read_tagged(spki, algorithm_stop, stop, der.BIT_STRING)
@@ -85,6 +92,16 @@ def key_type(spki: bytes) -> str:
 # --- private ---------------------------------------------------------------------------------------------------------
 
 _TYPES = {algorithm: name for name, algorithm in ALGORITHMS.items()}
+
+
+def _write_plain(key_type: str, size: int) -> tuple[int, tuple[bytes, bytes]]:
+    algorithm = ALGORITHMS[key_type]
+    whole = der.sequence(algorithm, der.bit_string(bytes(size)))
+    return len(whole), (whole[: len(whole) - size], algorithm)
+
+
+# Length of a SubjectPublicKeyInfo → what precedes the octets of a key that is so long, and its algorithm.
+_PLAIN = dict(_write_plain(*one) for one in (("ec-p256", 65), ("ec-p384", 97), ("ec-p521", 133), ("ed25519", 32)))
 
 
 def _unknown(algorithm: bytes) -> Refused:

@@ -5,8 +5,9 @@ to be signed and has them linted; what comes out is an `Approved`. `Issuer.seal`
 it was made for. There is no other way to a signature on a device's certificate: an `Approved` is made by `prepare`
 alone, is spent by the first `seal`, and is refused by any other issuer.
 
-Serial numbers are 20 octets unless a profile says less: 01, three octets of hours since 2020 (so that the numbers of a
-time stand together in an index), and 128 random bits (RFC 5280 §4.1.2.2 wants at most 20 octets, positive and unique).
+Serial numbers are 20 octets unless a profile says less: 01, five octets of time since 2020 in 256ths of a second (so that
+new numbers are added at the end of an index, where its pages are at hand), and 112 random bits (RFC 5280 §4.1.2.2 wants at
+most 20 octets, positive and unique).
 
 The time and the randomness are arguments. Must not import anything of the floors above.
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from estd.ca.authority import Authority, read_authority
@@ -118,7 +121,7 @@ class Issuer:
         self.authority = authority
         self.key = key
         self._ready = {
-            profile.name: (
+            profile.name: _Ready(
                 profile,
                 Template(profile, authority),
                 Linter(authority.certificate, profile, above, key.algorithm.signature_max_bytes),
@@ -143,7 +146,7 @@ class Issuer:
             verified: the request, whose signature was checked.
             subject: DER Name the certificate is to have, as the registration authority decided.
             san: DER GeneralNames it is to have, or None.
-            now: aware UTC to the second.
+            now: aware UTC; dates are to its second, the serial to a fraction of it.
             randomness: `RANDOM_BYTES` octets that nobody can foretell.
             is_blocked: whether the key with that SPKI hash is known to be compromised.
 
@@ -151,19 +154,25 @@ class Issuer:
             Refused: the key, the names, the extensions or the finished bytes are not allowed.
             Unavailable: the issuer is not valid now.
         """
-        profile, template, linter = self._ready[profile_name]
-        request = verified.request
+        ready = self._ready[profile_name]
+        profile, request = ready.profile, verified.request
         check_key(request.spki, profile.keys, is_blocked, request.spki_sha256)
         check_requested(profile, request, subject, san)
         check_subject(profile, subject)
         check_san(profile, subject, san)
-        authority = self.authority
-        not_before, not_after = decide_dates(
-            profile.validity, profile.backdate, profile.align, now, authority.starts, authority.ends
-        )
+        if ready.now != now:
+            # A group is made at one time, so its dates are decided once.
+            authority, second = self.authority, now.replace(microsecond=0)
+            ready.dates = decide_dates(
+                profile.validity, profile.backdate, profile.align, second, authority.starts, authority.ends
+            )
+            ready.now = now
+        not_before, not_after = ready.dates
         serial = decide_serial(now, randomness, profile.serial_bytes)
-        tbs = template.fill(serial, not_before, not_after, subject, request.spki, san)
-        _check_findings(linter.lint(tbs))
+        tbs = ready.template.fill(serial, not_before, not_after, subject, request.spki, san)
+        findings = ready.linter.lint(tbs)
+        if findings:
+            _check_findings(findings)
         return Approved(_PREPARED, self, profile.name, serial, not_before, not_after, request.spki_sha256, tbs)
 
     def seal(self, approved: Approved) -> bytes:
@@ -187,7 +196,7 @@ class Issuer:
         """
         if not self.key.deterministic:
             raise Broken("nothing is signed twice with a key that is not deterministic")
-        if all(linter.lint(tbs) for _, _, linter in self._ready.values()):
+        if all(ready.linter.lint(tbs) for ready in self._ready.values()):
             raise Refused(Code.LINT, "the journaled bytes are not a certificate of this issuer")
         return self._sign([tbs])[0]
 
@@ -205,8 +214,7 @@ def decide_serial(now: datetime, randomness: bytes, size: int) -> bytes:
         raise Broken("a serial number has 9 to 20 octets and needs randomness for all of them")
     if size < _SERIAL_BYTES_WITH_TIME:
         return b"\x01" + randomness[: size - 1]
-    hours = max(0, (now - _EPOCH) // _HOUR) % (1 << 24)
-    return b"\x01" + hours.to_bytes(3, "big") + randomness[: size - 4]
+    return _write_time(now) + randomness[: size - 6]
 
 
 def issue_authority(
@@ -238,11 +246,29 @@ def issue_authority(
 
 # --- private ---------------------------------------------------------------------------------------------------------
 
+
+@dataclass(slots=True)
+class _Ready:
+    """One profile as it is issued under one issuer, and the dates of the last group."""
+
+    profile: Profile
+    template: Template
+    linter: Linter
+    now: datetime | None = None
+    dates: tuple[datetime, datetime] = (INFINITE, INFINITE)
+
+
+@lru_cache(maxsize=1)
+def _write_time(now: datetime) -> bytes:
+    """How a serial number begins. Kept: a group is made at one time."""
+    microseconds = max(0, (now - _EPOCH) // timedelta(microseconds=1))
+    return b"\x01" + (microseconds * 256 // 1_000_000 % (1 << 40)).to_bytes(5, "big")
+
+
 _SERIAL_MAX_BYTES: Final = 20
 # Below this length there is no room for the time beside 64 random bits.
-_SERIAL_BYTES_WITH_TIME: Final = 12
+_SERIAL_BYTES_WITH_TIME: Final = 14
 _EPOCH: Final = datetime(2020, 1, 1, tzinfo=UTC)
-_HOUR: Final = timedelta(hours=1)
 _CA_BACKDATE: Final = timedelta(hours=1)
 _FIRST: Final = datetime(1950, 1, 1, tzinfo=UTC)
 

@@ -116,7 +116,8 @@ def write_ca_tbs(
 
 def write_certificate(tbs: bytes, algorithm: Algorithm, signature: bytes) -> bytes:
     """DER Certificate."""
-    return der.sequence(tbs, algorithm.identifier, der.bit_string(signature))
+    rest = algorithm.identifier + der.header(der.BIT_STRING, len(signature) + 1) + b"\0" + signature
+    return der.header(der.SEQUENCE, len(tbs) + len(rest)) + tbs + rest
 
 
 def write_extension(name: str, critical: bool, value: bytes) -> bytes:
@@ -143,13 +144,11 @@ _VERSION_3: Final = der.explicit(0, der.integer(2))
 def _tbs(serial: bytes, after_serial: bytes, validity: bytes, subject: bytes, spki: bytes, extensions: bytes) -> bytes:
     if not 1 <= len(serial) <= _SERIAL_MAX_BYTES:
         raise Broken("a serial number has 1 to 20 octets")
-    wrapped = der.tlv(0xA3, der.tlv(der.SEQUENCE, extensions))
-    return der.tlv(
-        der.SEQUENCE,
-        b"".join(
-            (_VERSION_3, bytes((der.INTEGER, len(serial))), serial, after_serial, validity, subject, spki, wrapped)
-        ),
-    )
+    start = der.header(der.SEQUENCE, len(extensions))
+    wrapped = der.header(0xA3, len(start) + len(extensions)) + start
+    number = _VERSION_3 + der.header(der.INTEGER, len(serial)) + serial
+    parts = (number, after_serial, validity, subject, spki, wrapped, extensions)
+    return der.header(der.SEQUENCE, sum(map(len, parts))) + b"".join(parts)
 
 
 _SERIAL_MAX_BYTES: Final = 20

@@ -275,9 +275,9 @@ def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Ex
     """What exactly is to be issued: the names are fixed here, the rest is the profile's."""
     place, credential = admitted.place, admitted.credential
     subject, san = decide_names(admitted, request)
-    operation = admitted.purpose.value
+    operation, csr_sha256 = admitted.purpose.value, request.sha256
     return Order(
-        request_key=write_request_key(place.ecosystem.ecosystem_id, credential.identity, operation, request.sha256),
+        request_key=write_request_key(place.ecosystem.ecosystem_id, credential.identity, operation, csr_sha256),
         ecosystem_id=place.ecosystem.ecosystem_id,
         ecosystem_version=place.ecosystem.version,
         node_id=place.ecosystem.node_id,
@@ -288,7 +288,7 @@ def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Ex
         identity=credential.identity,
         device=credential.device,
         csr=request.der,
-        csr_sha256=request.sha256,
+        csr_sha256=csr_sha256,
         subject=subject,
         san=san,
         code_id=credential.code.code_id if credential.code is not None and credential.code.single_use else None,

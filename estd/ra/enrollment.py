@@ -31,7 +31,7 @@ from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
 from estd.ra.order import Order
 from estd.ra.records import write_intent, write_issued, write_item, write_seals
 from estd.ra.settlement import Settlement, StartOver, insist
-from estd.ra.trail import log_event
+from estd.ra.trail import log_events
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, RefusedItem, read_refusal
 from estd.store.contract import Intent, Issued, Outcome, Store
@@ -225,8 +225,8 @@ class Enrollment:
         started = asyncio.get_running_loop().time()
         await insist(lambda: self._store.record_issued([issued for _, _, issued in done]))
         self._observe("record_seconds", asyncio.get_running_loop().time() - started)
-        for waiting, certificate, issued in done:
-            log_event(issued.event)
+        log_events(issued.event for _, _, issued in done)
+        for waiting, certificate, _ in done:
             if not waiting.answer.done():
                 waiting.answer.set_result(certificate)
 

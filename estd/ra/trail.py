@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from estd.audit import Event, write_event
@@ -119,3 +119,9 @@ def log_event(event: Event) -> None:
     """The event as one line of the structured log."""
     if _log.isEnabledFor(logging.INFO):
         _log.info("audit", extra={"audit": write_event(event)})
+
+
+def log_events(events: Iterable[Event]) -> None:
+    """Each event as one line of the structured log; a group's are written at once."""
+    if _log.isEnabledFor(logging.INFO):
+        _log.info("audit", extra={"each": [{"audit": write_event(event)} for event in events]})

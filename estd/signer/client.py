@@ -66,13 +66,19 @@ class SignerPool:
         """How many slots answer."""
         return sum(slot.is_live for slot in self._slots)
 
-    async def prepare(self, items: Sequence[PrepareItem]) -> tuple[str, list[PreparedItem | RefusedItem]]:
+    async def prepare(
+        self, items: Sequence[PrepareItem], beside: str | None = None
+    ) -> tuple[str, list[PreparedItem | RefusedItem]]:
         """Have certificates built; the mark under which they are sealed or resumed, and an answer for each.
+
+        Args:
+            items: what to prepare.
+            beside: an earlier mark; the slot that gave it is taken if it can be, so that both are sealed together.
 
         Raises:
             Unavailable: no slot answers; nothing can come of what may have been prepared.
         """
-        slot = await self._choose()
+        slot = await self._choose(beside)
         try:
             answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
         except Unavailable:
@@ -141,7 +147,7 @@ class SignerPool:
         """Break every connection; whatever is on its way fails."""
         await asyncio.gather(*(slot.close() for slot in self._slots))
 
-    async def _choose(self) -> _Slot:
+    async def _choose(self, beside: str | None = None) -> _Slot:
         self._notice()  # a connection may have broken in this very turn of the loop
         if not self._some_live.is_set():
             try:
@@ -150,8 +156,11 @@ class SignerPool:
             except TimeoutError:
                 raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer answers") from None
         now = asyncio.get_running_loop().time()
+        journal = None if beside is None else journal_of(beside)
         live = (slot for slot in self._preferred if slot.is_live)
-        return min(live, key=lambda slot: (slot.avoid_until > now, slot.load))
+        return min(
+            live, key=lambda slot: (slot.avoid_until > now, journal is not None and slot.journal != journal, slot.load)
+        )
 
     def _notice(self) -> None:
         """A slot came or went."""

@@ -43,6 +43,8 @@ class IssuanceEngine:
         self._keys: dict[int, SigningKey] = {}
         self._read: dict[bytes, VerifiedRequest | Refused] = {}
         """Requests that `read_all` has read and `prepare` has not asked for."""
+        self._randomness = b""
+        """For the serials of the requests that come next; what is taken is taken once."""
 
     def unlock(self, kek: bytes) -> None:
         """Take the key-encryption key."""
@@ -86,6 +88,7 @@ class IssuanceEngine:
         small to hold both.
         """
         self._read.clear()
+        self._randomness = secrets.token_bytes(len(items) * RANDOM_BYTES)
         for item in items:
             try:
                 self._read[item.csr] = verify_request(read_request_again(item.csr))
@@ -110,9 +113,8 @@ class IssuanceEngine:
         verified = self._read.pop(item.csr, None) or verify_request(read_request_again(item.csr))
         if isinstance(verified, Refused):
             raise verified
-        randomness = secrets.token_bytes(RANDOM_BYTES)
         return issuer.prepare(
-            item.profile, verified, item.subject, item.san, now, randomness, self._blocked.__contains__
+            item.profile, verified, item.subject, item.san, now, self._draw(), self._blocked.__contains__
         )
 
     def seal(self, approved: Sequence[Approved]) -> list[bytes | Refused | Unavailable]:
@@ -151,6 +153,12 @@ class IssuanceEngine:
         raise refusal or Unavailable(Code.SIGNER_UNAVAILABLE, "the issuer is not loaded")
 
     # --- private -----------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> bytes:
+        """Randomness for one serial; a group's is asked of the system at once."""
+        rest = self._randomness or secrets.token_bytes(RANDOM_BYTES)
+        self._randomness = rest[RANDOM_BYTES:]
+        return rest[:RANDOM_BYTES]
 
     def _build(self, load: Load) -> _Version:
         version = _Version(load_document(load.document), {issuer.issuer_id: issuer for issuer in load.issuers})

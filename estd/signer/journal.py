@@ -181,7 +181,8 @@ class Journal:
             Broken: a serial was recorded before, or the journal failed.
         """
         serials = {(entry.issuer_id, entry.serial) for entry in entries}
-        if len(serials) < len(entries) or any(self._find_entry(*one) is not None for one in serials):
+        may_hold = self._index.may_hold
+        if len(serials) < len(entries) or any(may_hold(*one) and self._find_entry(*one) for one in serials):
             raise Broken("a serial was about to be journaled twice")
         bodies = [
             (Kind.ENTRIES, write_entries(entries[at : at + BLOCK_ENTRIES]))

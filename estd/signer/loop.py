@@ -269,7 +269,8 @@ class Loop:
 
     def _serve(self, at: float) -> None:
         """One turn: some messages of every connection, and one flush of the journal for all their seals."""
-        now = read_clock()
+        moment = datetime.now(UTC)
+        now = moment.replace(microsecond=0)
         sealing: list[tuple[Connection[Request], Seal]] = []
         items = 0
         for connection in list(self._connections.values()):
@@ -279,7 +280,7 @@ class Loop:
                 message = connection.inbox.popleft()
                 match message:
                     case Prepare():
-                        self._answer(connection, self._service.prepare(message, now, at), at)
+                        self._answer(connection, self._service.prepare(message, moment, at), at)
                     case Seal():
                         sealing.append((connection, message))
                         items += len(message.items)
@@ -380,7 +381,7 @@ class Loop:
 
 
 def read_clock() -> datetime:
-    """The time, as everything below expects it: aware UTC to the second."""
+    """The time, as everything below expects it that makes no serial numbers: aware UTC to the second."""
     return datetime.now(UTC).replace(microsecond=0)
 
 

@@ -185,7 +185,7 @@ class Signer(Generic[_Approved]):
         return len(self._prepared)
 
     def prepare(self, request: Prepare, now: datetime, at: float) -> Prepared:
-        """Check and build; keep what is good for a while."""
+        """Check and build; keep what is good for a while. `now` is as exact as the clock, for the serials' sake."""
         started = time.perf_counter()
         self.counters.prepare_batches += 1
         self.counters.prepare_items += len(request.items)

@@ -38,6 +38,7 @@ class Row(Protocol):
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_FAST_ENCODER = msgspec.json.Encoder()
 _INTENT = attrgetter(
     "request_key", "issuer_id", "serial", "ecosystem_id", "ecosystem_version", "node_id", "profile", "operation",
     "identity", "device", "csr_sha256", "spki_sha256", "tbs_sha256", "journal", "code_id",
@@ -252,8 +253,16 @@ def _write_issued(issued: Issued, event: Event) -> tuple[Any, ...]:
     return (
         issued.issuer_id, issued.serial, issued.certificate, issued.not_before.timestamp(), issued.not_after.timestamp(),
         issued.issued_at.timestamp(), event.at.timestamp(), *_EVENT_OF_ISSUED(event),
-        write_json(event.extra) if event.extra else None,
+        _write_extra(event.extra) if event.extra else None,
     )  # fmt: skip
+
+
+def _write_extra(extra: Mapping[str, Any]) -> str:
+    """`write_json`, in a quarter of the time wherever the text is text."""
+    try:
+        return _FAST_ENCODER.encode(extra).decode()
+    except ValueError:
+        return write_json(extra)  # with its lone surrogates escaped, for the server to refuse
 
 
 def _printable(value: Any) -> Any:

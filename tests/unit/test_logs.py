@@ -30,6 +30,16 @@ def test_a_line_holds_who_what_and_the_extra_fields() -> None:
     }
 
 
+def test_several_are_written_at_once_and_look_as_if_each_had_been_alone() -> None:
+    fields = [{"audit": {"detail": "line\nbreak ä", "n": number}} for number in range(3)]
+    several = record("audit", each=fields)
+    lines = JsonLines("worker-1").format(several).split("\n")
+    for line, one in zip(lines, fields, strict=True):
+        alone = record("audit", **one)
+        alone.created = several.created
+        assert line == JsonLines("worker-1").format(alone)
+
+
 def test_a_traceback_stays_on_the_line() -> None:
     try:
         raise ValueError("why")

@@ -11,6 +11,9 @@ AKI, SKI, KU, SAN = b"\x55\x1d\x23", b"\x55\x1d\x0e", b"\x55\x1d\x0f", b"\x55\x1
 BC, EKU, CP, NC, CDP = b"\x55\x1d\x13", b"\x55\x1d\x25", b"\x55\x1d\x20", b"\x55\x1d\x1e", b"\x55\x1d\x1f"
 AIA: Final = b"\x2b\x06\x01\x05\x05\x07\x01\x01"
 
+_PLAIN_KEY_ID: Final = b"\x30\x1d\x06\x03" + SKI + b"\x04\x16\x04\x14"
+"""What precedes a subjectKeyIdentifier of 20 octets that is not critical."""
+
 USAGE_NAMES: Final = (
     *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment", "keyAgreement"),
     *("keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
@@ -38,6 +41,9 @@ def judge_extension(extension: bytes) -> Judged:
     Raises:
         Malformed: it is not even an Extension.
     """
+    if extension.startswith(_PLAIN_KEY_ID) and len(extension) == len(_PLAIN_KEY_ID) + 20:
+        # The one extension that differs in each certificate and is otherwise always the same.
+        return Judged(SKI, False, extension[-22:], (), key_id=extension[-20:])
     start, stop = only(extension, 0x30)
     tag, oid_start, oid_stop = element(extension, start, stop)
     oid = extension[oid_start:oid_stop]

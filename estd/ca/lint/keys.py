@@ -31,11 +31,16 @@ _KEYS: Final[Mapping[bytes, tuple[str, int, bytes]]] = {
     bytes.fromhex("300b0609608648016503040312"): ("ml-dsa", 1952, bytes.fromhex("300b0609608648016503040312")),
     bytes.fromhex("300b0609608648016503040313"): ("ml-dsa", 2592, bytes.fromhex("300b0609608648016503040313")),
 }
+_POINT: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""What precedes the coordinates of an uncompressed point on P-256, 64 octets: nearly every key there is."""
+_POINT_SIGNS: Final = frozenset({bytes.fromhex("300a06082a8648ce3d040302")})
 _RSA_MIN_BITS: Final = 2048
 
 
 def read_key(spki: bytes) -> Key | None:
     """The key of a SubjectPublicKeyInfo; None when it is not well formed (RFC 3279 §2.3, RFC 5480 §2, RFC 8410 §4)."""
+    if spki.startswith(_POINT) and len(spki) == len(_POINT) + 64:
+        return Key("ec", spki[len(_POINT) - 1 :], _POINT_SIGNS)
     try:
         start, stop = only(spki, 0x30)
         tag, _, after = element(spki, start, stop)

@@ -5,8 +5,8 @@ own standards, against the issuing certificate and against the profile; an empty
 judgement takes nothing from whoever built the bytes: it reads the issuing certificate itself and has its own DER walk.
 
 What is the same in every certificate of a profile is judged once: the verdict on a run of extensions, on what they mean
-together for one family of keys, and on the dates of one batch, is kept beside their very octets, so whatever differs by
-one bit is judged anew. Serial number, subject, key, key identifier and subjectAltName are judged each time.
+together for one family of keys, and on issuer and dates of one batch, is kept beside their very octets, so whatever
+differs by one bit is judged anew. Serial number, subject, key, key identifier and subjectAltName are judged each time.
 
 Must not import `estd.asn1.der`, `estd.ca.template` or anything of the floors above; no clock.
 """
@@ -58,13 +58,15 @@ class Linter:
         self._run_found: list[str] = []
         # What that run means with what follows it, by all of the rest that this depends on.
         self._together: dict[tuple[str | None, bool, bool, bool | None], list[str]] = {}
-        self._validity = b""
-        self._validity_found: list[str] = []
+        # Algorithm, issuer and dates as they were last found right: beneath an issuer they hang on nothing else.
+        self._signed = b""
+        self._algorithm_bytes = 0
 
     def lint(self, tbs: bytes) -> list[Finding]:
         """What is wrong with these bytes; nothing when they may be signed."""
         try:
-            return [Finding(code) for code in dict.fromkeys(self._lint(tbs))]
+            found = self._lint(tbs)
+            return [Finding(code) for code in dict.fromkeys(found)] if found else []
         except Malformed:
             return [Finding("x690.10.1.malformed")]
 
@@ -81,27 +83,24 @@ class Linter:
             found.append("rfc5280.4.1.2.1.version_not_3")
         start, serial_end = expect(tbs, at, end, 0x02)
         self._judge_serial(tbs[start:serial_end], found)
-        _, algorithm_end = expect(tbs, serial_end, end, 0x30)
-        issuer_start, issuer_end = expect(tbs, algorithm_end, end, 0x30)
-        validity_start, validity_end = expect(tbs, issuer_end, end, 0x30)
-        subject_start, subject_end = expect(tbs, validity_end, end, 0x30)
+        algorithm_bytes, subject_at = self._skip_signed(tbs, serial_end, end)
+        subject_start, subject_end = expect(tbs, subject_at, end, 0x30)
         _, spki_end = expect(tbs, subject_end, end, 0x30)
-        issuer, subject, spki = tbs[algorithm_end:issuer_end], tbs[validity_end:subject_end], tbs[subject_end:spki_end]
+        subject = tbs[subject_at:subject_end]
 
-        key = read_key(spki)
+        key = read_key(tbs[subject_end:spki_end])
         if key is None:
             found.append("rfc5280.4.1.2.7.key_malformed")
-        self._judge_signer(tbs[serial_end:algorithm_end], issuer, subject, key, found)
-        if issuer_start == issuer_end:
-            found.append("rfc5280.4.1.2.4.issuer_empty")
-        found += self._judge_validity(tbs[validity_start:validity_end])
+        signed = tbs[serial_end:subject_at]
+        if signed != self._signed:
+            found += self._judge_signed(signed, subject, key)
         found += judge_name(tbs[subject_start:subject_end])
 
         extensions = self._read_extensions(tbs, spki_end, end, found)
         self._judge_key_ids(extensions, key, found)
         found += self._find_together(extensions, subject_start == subject_end, key, is_clean=not found)
         self._judge_names(subject, extensions.get(SAN), found)
-        self._judge_size(end, algorithm_end - serial_end, found)
+        self._judge_size(end, algorithm_bytes, found)
         return found
 
     def _judge_serial(self, serial: bytes, found: list[str]) -> None:
@@ -116,6 +115,30 @@ class Linter:
         ):
             found.append("estd.serial_too_short")
 
+    def _skip_signed(self, tbs: bytes, at: int, end: int) -> tuple[int, int]:
+        """How long the algorithm that stands there is, and where issuer and dates behind it end."""
+        if self._signed and tbs.startswith(self._signed, at):
+            return self._algorithm_bytes, at + len(self._signed)
+        _, algorithm_end = expect(tbs, at, end, 0x30)
+        _, issuer_end = expect(tbs, algorithm_end, end, 0x30)
+        _, validity_end = expect(tbs, issuer_end, end, 0x30)
+        return algorithm_end - at, validity_end
+
+    def _judge_signed(self, signed: bytes, subject: bytes, key: Key | None) -> list[str]:
+        """Judge algorithm, issuer and dates; kept where they are right and hang on nothing else."""
+        found: list[str] = []
+        end = len(signed)
+        _, algorithm_end = expect(signed, 0, end, 0x30)
+        issuer_start, issuer_end = expect(signed, algorithm_end, end, 0x30)
+        validity_start, validity_end = expect(signed, issuer_end, end, 0x30)
+        self._judge_signer(signed[:algorithm_end], signed[algorithm_end:issuer_end], subject, key, found)
+        if issuer_start == issuer_end:
+            found.append("rfc5280.4.1.2.4.issuer_empty")
+        found += self._judge_validity(signed[validity_start:validity_end])
+        if self._issuer is not None and not found:
+            self._signed, self._algorithm_bytes = signed, algorithm_end
+        return found
+
     def _judge_signer(self, algorithm: bytes, issuer: bytes, subject: bytes, key: Key | None, found: list[str]) -> None:
         if self._issuer is None:
             signs_with = frozenset() if key is None else key.signs_with
@@ -128,8 +151,6 @@ class Linter:
             found.append("rfc5280.4.1.2.4.issuer_differs")
 
     def _judge_validity(self, validity: bytes) -> list[str]:
-        if validity == self._validity:
-            return self._validity_found
         tag, start, stop = element(validity, 0, len(validity))
         not_before, wrong_before = read_time(tag, validity[start:stop])
         tag, start, end = element(validity, stop, len(validity))
@@ -144,7 +165,6 @@ class Linter:
                 found.append("estd.outside_issuer")
             if self._profile is not None and _is_too_long(self._profile, not_before, not_after):
                 found.append("estd.validity_too_long")
-        self._validity, self._validity_found = validity, found
         return found
 
     def _read_extensions(self, tbs: bytes, at: int, end: int, found: list[str]) -> dict[bytes, Judged]:

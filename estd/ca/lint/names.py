@@ -39,7 +39,10 @@ def judge_name(contents: bytes) -> list[str]:
     """Findings on the contents of a Name (RFC 5280 §4.1.2.4, §4.1.2.6)."""
     findings: list[str] = []
     try:
-        for tag, rdn in members(contents, 0, len(contents)):
+        whole = 0
+        while whole < len(contents):
+            tag, start, whole = element(contents, whole, len(contents))
+            rdn = contents[start:whole]
             if tag != 0x31 or not rdn:
                 raise Malformed
             at, previous = 0, b""

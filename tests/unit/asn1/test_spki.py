@@ -37,6 +37,29 @@ def test_keys_as_another_library_writes_them(name: str) -> None:
     assert key_type(spki_of(KEYS[name]().public_key())) == name
 
 
+@pytest.mark.parametrize("name", ["ec-p256", "ec-p384", "ec-p521", "ed25519"])
+def test_the_short_way_to_a_plain_key_comes_out_where_the_long_one_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spki = spki_of(KEYS[name]().public_key())
+    flipped = [
+        spki[:at] + bytes((spki[at] ^ 1 << bit,)) + spki[at + 1 :] for at in range(len(spki)) for bit in range(8)
+    ]
+    cut = [spki[:size] for size in range(len(spki))]
+
+    def read(data: bytes) -> tuple[bytes, bytes] | None:
+        try:
+            return read_spki.__wrapped__(data)
+        except Refused:
+            return None
+
+    short = [read(data) for data in (spki, *flipped, *cut, spki + b"\0")]
+    monkeypatch.setattr("estd.asn1.spki._PLAIN", {})
+    assert short == [read(data) for data in (spki, *flipped, *cut, spki + b"\0")]
+    assert short[0] is not None
+    assert short[-1] is None
+
+
 def test_every_key_type_has_an_algorithm() -> None:
     assert set(ALGORITHMS) | {name for name in KEY_TYPES if name.startswith("rsa-")} == set(KEY_TYPES)
 

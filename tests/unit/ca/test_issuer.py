@@ -214,14 +214,31 @@ def test_a_key_that_is_not_deterministic_repeats_nothing(
         issuer.repeat(approved.tbs)
 
 
+def test_dates_are_to_the_second_and_serials_to_a_fraction_of_it(
+    hierarchy: Any, prepare: Callable[..., Approved], now: datetime
+) -> None:
+    issuer = hierarchy.issuer()
+    moments = [now + timedelta(milliseconds=100 * tenth) for tenth in range(11)]
+    approved = [prepare(issuer, now=moment) for moment in moments]
+    assert [one.not_before for one in approved] == [now - timedelta(hours=1)] * 10 + [
+        now - timedelta(hours=1) + timedelta(seconds=1)
+    ]
+    serials = [one.serial for one in approved]
+    assert serials == sorted(set(serials))
+    for one in approved:
+        certificate = chain(issuer.seal(one), hierarchy.devices.certificate)
+        assert certificate.not_valid_before_utc == one.not_before
+
+
 # --- serial numbers --------------------------------------------------------------------------------------------------
 
 
 def test_a_serial_number_has_its_time_and_its_randomness(now: datetime, randomness: bytes) -> None:
     serial = decide_serial(now, randomness, 20)
-    hours = (now - datetime(2020, 1, 1, tzinfo=UTC)) // timedelta(hours=1)
-    assert serial == b"\x01" + hours.to_bytes(3, "big") + randomness[:16]
-    assert decide_serial(now + timedelta(hours=1), randomness, 20) > serial
+    seconds = (now - datetime(2020, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    assert serial == b"\x01" + (256 * seconds).to_bytes(5, "big") + randomness[:14]
+    assert decide_serial(now + timedelta(milliseconds=4), randomness, 20) > serial
+    assert decide_serial(now + timedelta(milliseconds=3), randomness, 20) == serial
 
 
 @pytest.mark.parametrize("size", range(9, 21))
@@ -229,7 +246,7 @@ def test_a_serial_number_is_positive_with_64_random_bits_at_least(size: int, now
     serial = decide_serial(now, randomness, size)
     assert len(serial) == size
     assert serial[0] == 1
-    random_octets = size - 1 if size < 12 else size - 4
+    random_octets = size - 1 if size < 14 else size - 6
     assert random_octets >= 8
     assert serial.endswith(randomness[:random_octets])
 
@@ -238,7 +255,7 @@ def test_a_serial_number_of_another_size_is_a_fault(now: datetime, randomness: b
     for size, octets in ((8, randomness), (21, randomness), (20, randomness[:18])):
         with pytest.raises(Broken):
             decide_serial(now, octets, size)
-    assert decide_serial(datetime(1990, 1, 1, tzinfo=UTC), randomness, 20).startswith(b"\x01\0\0\0")
+    assert decide_serial(datetime(1990, 1, 1, tzinfo=UTC), randomness, 20).startswith(b"\x01\0\0\0\0\0")
 
 
 # --- CA certificates -------------------------------------------------------------------------------------------------

@@ -282,12 +282,12 @@ async def test_what_was_prepared_in_vain_gives_its_room_in_the_signer_back(
         forgotten.append(len(unwanted))
         return await seal(journal, items, unwanted)
 
-    async def prepare_once(items: Any) -> Any:
+    async def prepare_once(items: Any, beside: str | None) -> Any:
         nonlocal prepared
         if prepared and method == "prepare":
             raise Unavailable(Code.SIGNER_UNAVAILABLE, "the connection broke")
         prepared += len(items)
-        return await prepare(items)
+        return await prepare(items, beside)
 
     async def away(_: Any) -> Any:
         raise Unavailable(Code.STORE_UNAVAILABLE, "away")
@@ -315,18 +315,31 @@ async def test_a_certificate_that_is_over_is_no_answer(world: World, monkeypatch
     assert {answer.certificate for answer in again}.isdisjoint({answer.certificate for answer in first})
 
 
+async def test_a_group_is_sealed_by_one_signer_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seal, sealed = world.signers.seal, []
+
+    async def count(journal: str, items: Any, unwanted: Any = ()) -> Any:
+        sealed.append(len(items))
+        return await seal(journal, items, unwanted)
+
+    monkeypatch.setattr(world.signers, "seal", count)
+    answers = await send(world, make_requests(world, 2 * SLICE_SIZE + 3))
+    assert all(answer.certificate for answer in answers)
+    assert sealed == [2 * SLICE_SIZE + 3]
+
+
 # --- devices come first ------------------------------------------------------------------------------------------------
 
 
 async def test_only_so_many_groups_are_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, under_way, most, sizes = world.signers.prepare, 0, 0, []
 
-    async def count(items: Any) -> Any:
+    async def count(items: Any, beside: str | None) -> Any:
         nonlocal under_way, most
         under_way, most = under_way + 1, max(most, under_way + 1)
         sizes.append(len(items))
         try:
-            return await prepare(items)
+            return await prepare(items, beside)
         finally:
             under_way -= 1
 

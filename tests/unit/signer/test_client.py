@@ -79,6 +79,15 @@ async def test_a_pool_stays_at_home_and_uses_the_others_when_that_is_busy(pool: 
         assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
 
 
+async def test_what_belongs_together_goes_to_one_slot_however_busy_it_is(pool: SignerPool, harness: ModuleType):
+    mark, first = await pool.prepare([harness.item(1)])
+    (other, _), (same, rest) = await asyncio.gather(
+        pool.prepare([harness.item(number) for number in (2, 3)]), pool.prepare([harness.item(4)], mark)
+    )
+    assert other.split(".")[0] == same.split(".")[0] == mark.split(".")[0]
+    assert all(isinstance(one, bytes) for one in await pool.seal(mark, seals([*first, *rest])))
+
+
 async def test_the_busy_slot_is_spared(pool: SignerPool, signers: list[Any], harness: ModuleType):
     os.kill(signers[0].process.pid, signal.SIGSTOP)
     try:
@@ -232,7 +241,7 @@ async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path, harness: Modul
                     if isinstance(answers[0], RefusedItem):
                         break
             for number in range(20):
-                _, answers = await pool.prepare([harness.item(100 + number)])
+                _, answers = await pool.prepare([harness.item(100 + number)], mark)
                 assert isinstance(answers[0], PreparedItem)
             assert all(isinstance(one, bytes) for one in await pool.seal(mark, seals(prepared)))
         finally:
@@ -243,10 +252,11 @@ async def test_the_other_slot_goes_on(tmp_path: Path, signers: list[Any], harnes
     with harness.running(tmp_path, slot=5) as signer:
         pool = SignerPool([signer.path, signers[0].path])
         await live(pool, 2)
+        gone, _ = await pool.prepare([harness.item(9)])
         signer.kill()
         await live(pool, 1)
         for number in range(5):
-            mark, prepared = await pool.prepare([harness.item(number)])
+            mark, prepared = await pool.prepare([harness.item(number)], gone)
             assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
         await pool.close()
 

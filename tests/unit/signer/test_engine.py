@@ -293,5 +293,7 @@ def test_a_dropped_ecosystem_is_gone(engine: IssuanceEngine):
 
 def test_serials_differ(engine: IssuanceEngine):
     item = request()
+    engine.read_all([item] * 20)
+    assert len({engine.prepare(item, NOW).serial for _ in range(50)}) == 50
     serials = {engine.prepare(item, NOW + timedelta(seconds=second)).serial for second in range(50)}
     assert len(serials) == 50

@@ -35,6 +35,7 @@ def test_it_always_knows_the_newest_and_says_how_far_back(limit: int):
         assert [number for number in range(60) if index.holds(number, digest(number))] == list(
             range(known[0] - 1, sequence + 1)
         )
+        assert [number for number in range(60) if index.may_hold(1, serial(number))] == known
         for number in known:
             assert index.place(number) == (number // 10, number * 100, digest(number)[:8])
             assert index.find_entry(1, serial(number)) == index.find_result(1, serial(number)) == [number]

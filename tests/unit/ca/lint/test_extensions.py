@@ -19,6 +19,24 @@ def test_an_extension_is_an_extension() -> None:
         judge_extension(good + b"\0")
 
 
+def test_the_short_way_to_a_key_identifier_comes_out_where_the_long_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = der.sequence(der.oid("subjectKeyIdentifier"), der.octet_string(der.octet_string(bytes(range(20)))))
+    flipped = [
+        good[:at] + bytes((good[at] ^ 1 << bit,)) + good[at + 1 :] for at in range(len(good)) for bit in range(8)
+    ]
+
+    def judge(data: bytes) -> object:
+        try:
+            return judge_extension(data)
+        except Malformed:
+            return None
+
+    short = [judge(data) for data in (good, *flipped, good[:-1], good + b"\0")]
+    monkeypatch.setattr("estd.ca.lint.extensions._PLAIN_KEY_ID", b"no extension begins so")
+    assert short == [judge(data) for data in (good, *flipped, good[:-1], good + b"\0")]
+    assert judge_extension(good).key_id == bytes(range(20))
+
+
 @pytest.mark.parametrize(
     "name", ["keyUsage", "basicConstraints", "extKeyUsage", "certificatePolicies", "subjectAltName"]
 )

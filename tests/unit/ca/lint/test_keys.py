@@ -21,6 +21,18 @@ def test_every_type_of_key_is_read(key_type: str) -> None:
     assert made.algorithm.identifier in key.signs_with
 
 
+def test_the_short_way_to_a_point_comes_out_where_the_long_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    spki = generate("ec-p256").spki
+    flipped = [
+        spki[:at] + bytes((spki[at] ^ 1 << bit,)) + spki[at + 1 :] for at in range(len(spki)) for bit in range(8)
+    ]
+    short = [read_key(data) for data in (spki, *flipped, spki[:-1], spki + b"\0")]
+    monkeypatch.setattr("estd.ca.lint.keys._POINT", b"no key begins so")
+    assert short == [read_key(data) for data in (spki, *flipped, spki[:-1], spki + b"\0")]
+    assert short[0] is not None
+    assert short[1] is short[-1] is short[-2] is None
+
+
 def test_key_identifiers_follow_from_the_key() -> None:
     octets = b"\x04" + bytes(64)
     sha1 = hashlib.sha1(octets).digest()
