@@ -24,6 +24,7 @@ from OpenSSL import SSL, crypto
 
 from estd.web.door import Door
 from estd.web.openssl import LIB
+from estd.web.readiness import Readiness
 from estd.web.tls import Gate, Limits, TlsServerProtocol, Watch, build_context
 
 PATIENCE = 20.0
@@ -135,7 +136,8 @@ class Floor:
 
     async def start(self) -> None:
         self.watch = Watch(self.limits.look_seconds, self.gate.press)
-        self._door = Door(self._listener, self._accept)
+        self._readiness = Readiness()
+        self._door = Door(self._listener, self._readiness, self._accept)
         self._door.open()
 
     async def stop(self) -> None:
@@ -146,6 +148,7 @@ class Floor:
                 transport.abort()
         await self.until(lambda: self.gate.connections == 0)
         assert (self.gate.handshakes, self.gate.waiting) == (0, 0)
+        self._readiness.close()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):

@@ -23,6 +23,7 @@ from estd.app.control import Control
 from estd.errors import Unavailable
 from estd.logs import set_up_logs
 from estd.web.door import Door
+from estd.web.readiness import Readiness
 
 _log = logging.getLogger("estd.worker")
 
@@ -74,7 +75,8 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     # A connection lets go of everything by reference count (docs/tls.md), so a collection finds next to nothing; the
     # default threshold would have one every few connections.
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
-    door = Door(listener, worker.accept)
+    readiness = Readiness()
+    door = Door(listener, readiness, worker.accept)
     door.open()
     control.send({"ready": True})
     _log.info("ready")
@@ -86,6 +88,7 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
         gauges.cancel()
         door.close()
         await worker.drain(DRAIN_SECONDS, grace)
+        readiness.close()
     _log.info("stopped")
 
 

@@ -120,7 +120,8 @@ class Est:
         place = directory.find_place(label)
         share = self._quotas.enter(place.ecosystem, exchange.peer)
         try:
-            await self._turnstile.enter(place.ecosystem.ecosystem_id, share.in_hand, self._quotas.in_hand)
+            if not self._turnstile.lets_in(place.ecosystem.ecosystem_id, share.in_hand, self._quotas.in_hand):
+                await self._turnstile.wait(place.ecosystem.ecosystem_id)
             if isinstance(access, Public):
                 return await access.handler(self, exchange, place)
             admitted = await self._admission.admit(

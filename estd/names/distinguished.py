@@ -180,7 +180,9 @@ def _subject(detail: str, clause: str | None = None) -> Refused:
     return Refused(Code.SUBJECT_REFUSED, detail, clause)
 
 
+@lru_cache(maxsize=256)
 def _read_name(data: bytes) -> Name:
+    """Kept: a device's request mostly asks for the name that its certificate has, and was read a moment before."""
     if len(data) > MAX_NAME_BYTES:
         raise _subject(f"a name of {len(data)} bytes is longer than the {MAX_NAME_BYTES} we read")
     start, stop = der.read_whole(data, der.SEQUENCE)

@@ -82,8 +82,8 @@ class Turnstile:
         self._queue: FairQueue[tuple[int, asyncio.Future[None]]] = FairQueue()
         self._loop = asyncio.get_running_loop()
 
-    async def enter(self, ecosystem_id: int, in_hand: int, in_all: int) -> None:
-        """Wait for one request's step.
+    def lets_in(self, ecosystem_id: int, in_hand: int, in_all: int) -> bool:
+        """Whether a request may take its step at once; if not, it has to `wait`.
 
         Args:
             ecosystem_id: whom it is for.
@@ -92,9 +92,11 @@ class Turnstile:
         """
         if in_hand <= _FEW or in_hand < in_all * _LITTLE:
             self._pace.notice(ecosystem_id)
-            return
-        if not self._queue and self._pace.allows(ecosystem_id):
-            return
+            return True
+        return not self._queue and self._pace.allows(ecosystem_id)
+
+    async def wait(self, ecosystem_id: int) -> None:
+        """Wait for a request's step."""
         step: asyncio.Future[None] = self._loop.create_future()
         if not self._queue:
             self._loop.call_later(_LOOK_SECONDS, self._look)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
 from estd.asn1.certificate import read_fields
 from estd.errors import Code, Refused
@@ -73,7 +75,7 @@ def validate_path(ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> Path:
             chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf, rest).chain
         except verification.VerificationError:
             raise _untrusted() from None
-        maker = ecosystem.anchor_names[chain[-1].public_bytes(Encoding.DER)]
+        maker = ecosystem.anchor_names[chain[-1]]
         anchor, ignore_expiry = maker.name, maker.ignore_expiry
         for above in chain[1:]:
             starts, ends = max(starts, above.not_valid_before_utc), min(ends, above.not_valid_after_utc)
@@ -116,6 +118,8 @@ def check_window(path: Path, now: datetime) -> None:
 
 # --- private -------------------------------------------------------------------------------------------------------
 
+_ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
+
 
 def _untrusted() -> Refused:
     return Refused(
@@ -130,7 +134,10 @@ def _find_issuer(ecosystem: LiveEcosystem, leaf: x509.Certificate, name: bytes) 
         if issuer.subject != name:
             continue
         try:
-            leaf.verify_directly_issued_by(issuer.certificate)
+            if issuer.curve_key is not None and leaf.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+                issuer.curve_key.verify(leaf.signature, leaf.tbs_certificate_bytes, _ECDSA_SHA256)
+            else:
+                leaf.verify_directly_issued_by(issuer.certificate)
         except (InvalidSignature, ValueError, TypeError):
             continue
         return issuer

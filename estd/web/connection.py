@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
         self._site.request_began()
         self._is_busy = True
         self._message = message
-        self._request_id = secrets.token_hex(8)
+        self._request_id = os.urandom(8).hex()
         self._started = time.perf_counter()
         is_stream = self._site.takes_stream(message.method, read_path(message.path))
         try:
@@ -401,7 +401,7 @@ class Connection(asyncio.Protocol):
         if detail:
             metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
             refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
-            reply = self._site.write_refusal(refusal, secrets.token_hex(8))
+            reply = self._site.write_refusal(refusal, os.urandom(8).hex())
             self._transport.write(write_response(reply, is_last=True))
         self.close()
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from estd.web.readiness import Readiness
 from estd.web.socket_transport import SocketTransport
 
 _log = logging.getLogger(__name__)
@@ -29,11 +30,15 @@ class Door:
 
     Args:
         listener: bound; closed by `close`, which leaves other descriptors of it open.
+        readiness: watches the connections.
         make_protocol: makes the protocol of one connection.
     """
 
-    def __init__(self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, listener: socket.socket, readiness: Readiness, make_protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
         self._listener = listener
+        self._readiness = readiness
         self._make_protocol = make_protocol
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
@@ -68,7 +73,7 @@ class Door:
                     return
                 continue  # it was gone before it came in
             connection.setblocking(False)
-            SocketTransport(self._loop, connection, peername, self._make_protocol()).begin()
+            SocketTransport(self._readiness, connection, peername, self._make_protocol()).begin()
 
     def _rest(self, error: OSError) -> None:
         _log.error(

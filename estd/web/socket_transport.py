@@ -16,6 +16,8 @@ import logging
 import socket
 from typing import Any, Final, cast
 
+from estd.web.readiness import READ, WRITE, Readiness
+
 _log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 65_536
@@ -30,7 +32,7 @@ class SocketTransport(asyncio.Transport):
     """One socket, which is non-blocking and closed by it.
 
     Args:
-        loop: watches the socket while there is something to wait for.
+        readiness: watches the socket while there is something to wait for.
         connection: the socket.
         peername: its peer's address, as the kernel told it.
         protocol: told of everything; `begin` tells it that there is a connection.
@@ -43,22 +45,24 @@ class SocketTransport(asyncio.Transport):
         "_is_closing",
         "_is_paused",
         "_is_reading",
-        "_is_watched",
         "_loop",
         "_low_water_bytes",
         "_outgoing",
         "_peername",
         "_protocol",
+        "_readiness",
+        "_watched",
     )
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
         connection: socket.socket,
         peername: object,
         protocol: asyncio.Protocol,
     ) -> None:
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
+        self._readiness = readiness
         self._connection: socket.socket | None = connection
         self._peername = peername
         self._protocol: asyncio.Protocol | None = protocol
@@ -66,7 +70,8 @@ class SocketTransport(asyncio.Transport):
         self._high_water_bytes = _HIGH_WATER_BYTES
         self._low_water_bytes = _HIGH_WATER_BYTES // 4
         self._is_reading = True
-        self._is_watched = False
+        self._watched = 0
+        """The events that `readiness` tells us about."""
         self._is_closing = False
         self._is_paused = False
         self._eof_wanted = False
@@ -111,7 +116,7 @@ class SocketTransport(asyncio.Transport):
     def pause_reading(self) -> None:
         """Leave what comes in the kernel."""
         self._is_reading = False
-        self._stop_watching()
+        self._watch()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; nothing is handed up inside this call."""
@@ -133,8 +138,8 @@ class SocketTransport(asyncio.Transport):
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
-            self._loop.add_writer(self._connection.fileno(), self._flush)
         self._outgoing += data
+        self._watch()
         if len(self._outgoing) > self._high_water_bytes and not self._is_paused:
             self._is_paused = True
             assert self._protocol is not None
@@ -170,8 +175,10 @@ class SocketTransport(asyncio.Transport):
         if self._is_closing:
             return
         self._is_closing = True
-        self._stop_watching()
-        if not self._outgoing:
+        if self._outgoing:
+            self._watch()
+        else:
+            self._stop_watching()
             self._loop.call_soon(self._end, None)
 
     def abort(self) -> None:
@@ -180,15 +187,32 @@ class SocketTransport(asyncio.Transport):
 
     # --- the socket ---------------------------------------------------------------------------------------------------
 
+    def ready(self, events: int) -> None:
+        """`estd.web.readiness.Listening`."""
+        if self._outgoing and events & ~READ:
+            self._flush()
+        if events & ~WRITE and self._is_reading:
+            self._read()
+
     def _watch(self) -> None:
-        if self._is_reading and not self._is_watched and not self._is_closing and self._connection is not None:
-            self._is_watched = True
-            self._loop.add_reader(self._connection.fileno(), self._read)
+        """Wait for what there is to wait for."""
+        if self._connection is None:
+            return
+        events = (READ if self._is_reading and not self._is_closing else 0) | (WRITE if self._outgoing else 0)
+        if events == self._watched:
+            return
+        self._watched = events
+        if events:
+            self._readiness.watch(self._connection.fileno(), self, events)
+        else:
+            # An empty wish would not do: the end of a connection is told all the same, again and again.
+            self._readiness.ignore(self._connection.fileno())
 
     def _stop_watching(self) -> None:
-        if self._is_watched and self._connection is not None:
-            self._is_watched = False
-            self._loop.remove_reader(self._connection.fileno())
+        """The socket is about to be closed."""
+        if self._connection is not None:
+            self._watched = 0
+            self._readiness.forget(self._connection.fileno())
 
     def _read(self) -> None:
         connection, protocol = self._connection, self._protocol
@@ -230,7 +254,7 @@ class SocketTransport(asyncio.Transport):
             self._protocol.resume_writing()
         if self._outgoing or self._connection is None:
             return  # resuming may have written more, or ended it
-        self._loop.remove_writer(connection.fileno())
+        self._watch()
         if self._is_closing:
             self._loop.call_soon(self._end, None)
         elif self._eof_wanted:
@@ -244,10 +268,8 @@ class SocketTransport(asyncio.Transport):
         if self._connection is None:
             return
         self._is_closing = True
+        self._outgoing.clear()
         self._stop_watching()
-        if self._outgoing:
-            self._outgoing.clear()
-            self._loop.remove_writer(self._connection.fileno())
         self._loop.call_soon(self._end, reason)
 
     def _end(self, reason: Exception | None) -> None:

@@ -109,9 +109,9 @@ def test_a_label_that_two_ecosystems_claim_leads_nowhere(
 
 def test_ecosystems_share_neither_anchors_nor_issuers(directory: Directory, makers: dict[str, Party]) -> None:
     north, south = (directory.find_place(label).ecosystem for label in ("campus", "south"))
-    assert set(north.anchor_names) == {makers["campus"].der}
-    assert set(south.anchor_names) == {makers["south"].der}
-    assert north.anchor_names[makers["campus"].der].name == "maker"
+    assert set(north.anchor_names) == {x509.load_der_x509_certificate(makers["campus"].der)}
+    assert set(south.anchor_names) == {x509.load_der_x509_certificate(makers["south"].der)}
+    assert north.anchor_names[x509.load_der_x509_certificate(makers["campus"].der)].name == "maker"
     assert not {issuer.record.issuer_id for issuer in north.issuers} & {
         issuer.record.issuer_id for issuer in south.issuers
     }
