@@ -26,8 +26,8 @@ from cryptography import x509
 from estd.asn1.oids import OIDS
 from estd.errors import Code, Refused, Unavailable
 from estd.names import device_name, normalise_device
-from estd.ra.directory import Directory, Place
-from estd.ra.paths import Path, check_window, validate_path
+from estd.ra.directory import Directory, LiveEcosystem, Place
+from estd.ra.paths import Path, check_window, read_leaf, validate_path, write_own_path
 from estd.store.contract import Device, EnrollmentCode, Store, StoredCertificate
 from estd.wire.exchange import Peer
 
@@ -126,38 +126,42 @@ class Admission:
         key = (ecosystem.ecosystem_id, ecosystem.version)
         path: Path | None = peer.memo.get(key)
         if path is None:
-            path = peer.memo[key] = validate_path(ecosystem, peer, now)
+            path = peer.memo[key] = await self._find_path(ecosystem, peer, now)
         try:
             check_window(path, now)
         except Refused:
             _doubt_clock(place, now)
             raise
-        if path.issuer is not None and (path.issuer.record.issuer_id, path.serial) in directory.revoked:
+        if path.issuer is not None and (path.issuer.record.issuer_id, path.leaf.serial) in directory.revoked:
             raise _revoked()
-        credential: Credential | None = peer.memo.get(path)
-        if credential is None:
-            credential = peer.memo[path] = await self._read_credential(path, peer)
+        credential: Credential = peer.memo[path]
+        if credential.issued is not None and credential.issued.revoked_at is not None:
+            raise _revoked()
         return credential
 
-    async def _read_credential(self, path: Path, peer: Peer) -> Credential:
-        stored = None
-        if path.issuer is not None:
-            stored = await self._store.find_certificate(path.issuer.record.issuer_id, path.serial)
-            # The whole certificate is compared, not only issuer and serial (CVE-2024-2048 came from less).
-            if stored is None or not hmac.compare_digest(stored.certificate, peer.certificates[0]):
-                raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate")
-            if stored.revoked_at is not None:
-                raise _revoked()
-        return Credential(
-            kind="anchor" if stored is None else "issued",
-            identity="x509:" + hashlib.sha256(peer.certificates[0]).hexdigest(),
-            device=device_name(path.subject) if stored is None else stored.device,
-            subject=path.subject,
-            san=path.san,
-            spki_sha256=path.spki_sha256,
-            anchor=path.anchor,
-            issued=stored,
-        )
+    async def _find_path(self, ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> Path:
+        """Why the certificate is believed; its credential is in `peer.memo` then.
+
+        One that names an issuer of ours has to be on record, whole: not only issuer and serial are compared
+        (CVE-2024-2048 came from less). Its signature would tell nothing beyond that. A maker that has the very name of
+        an issuer of ours is asked for as well.
+        """
+        leaf = read_leaf(peer)
+        ours = [issuer for issuer in ecosystem.issuers if issuer.subject == leaf.issuer]
+        for issuer in ours:
+            stored = await self._store.find_certificate(issuer.record.issuer_id, leaf.serial)
+            if stored is not None and hmac.compare_digest(stored.certificate, leaf.der):
+                path = write_own_path(leaf, issuer)
+                peer.memo[path] = _write_credential(path, stored)
+                return path
+        try:
+            path = validate_path(ecosystem, leaf, peer, now)
+        except Refused:
+            if ours:
+                raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate") from None
+            raise
+        peer.memo[path] = _write_credential(path, None)
+        return path
 
     # --- enrollment codes ------------------------------------------------------------------------------------------
 
@@ -234,6 +238,21 @@ def read_user(authorization: str | None) -> str | None:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+def _write_credential(path: Path, stored: StoredCertificate | None) -> Credential:
+    leaf = path.leaf
+    return Credential(
+        kind="anchor" if stored is None else "issued",
+        identity="x509:" + hashlib.sha256(leaf.der).hexdigest(),
+        device=device_name(leaf.subject) if stored is None else stored.device,
+        subject=leaf.subject,
+        san=leaf.san,
+        spki_sha256=leaf.spki_sha256,
+        anchor=path.anchor,
+        issued=stored,
+    )
+
 
 _CLOCK_RETRY_SECONDS: Final = 60
 _CMC_RA: Final = x509.ObjectIdentifier(OIDS["cmcRA"])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
 from estd.ca.ecosystem import Anchor, Ecosystem, load_document
@@ -43,8 +42,6 @@ class LiveIssuer:
     certificate: x509.Certificate
     subject: bytes
     """DER of the Name, as it stands in the issuer field of what it signed."""
-    curve_key: ec.EllipticCurvePublicKey | None
-    """Its public key, if that is on a curve: reading it anew for each signature costs a sixth of the verification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +160,7 @@ def _read_ecosystem(record: EcosystemRecord) -> LiveEcosystem:
 
 def _read_issuer(record: IssuerRecord) -> LiveIssuer:
     certificate = x509.load_der_x509_certificate(record.certificate)
-    key = certificate.public_key()
-    curve_key = key if isinstance(key, ec.EllipticCurvePublicKey) else None
-    return LiveIssuer(record, certificate, certificate.subject.public_bytes(), curve_key)
+    return LiveIssuer(record, certificate, certificate.subject.public_bytes())
 
 
 def _choose_cacerts(rules: Ecosystem, issuers: tuple[LiveIssuer, ...]) -> tuple[bytes, ...]:

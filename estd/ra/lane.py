@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 _GROUP_SIZE: Final = 64
 _BUSY_FROM: Final = 4
-_ENOUGH: Final = 32
+_ENOUGH: Final = 48
 _GATHER_SECONDS: Final = 0.02
 """After a group of `_BUSY_FROM` or more the next one gathers for as long as that one took, but no longer than this, nor
 beyond `_ENOUGH`: twice as large a group halves what each certificate pays for commits and flushes."""

@@ -1,8 +1,10 @@
 """Whose certificate is it: the path from a client certificate to an anchor or an issuer of one ecosystem.
 
-Path validation is RFC 5280 §6.1, carried out by `cryptography` with policies of our own, because IDevIDs carry neither the
-SAN nor the key purpose that its defaults want (IEEE 802.1AR §8). A path is worth keeping for as long as the connection and
-the ecosystem's version last; its window of time is compared anew for every request (`check_window`).
+A maker's certificate is believed by path validation (RFC 5280 §6.1), carried out by `cryptography` with policies of our
+own, because IDevIDs carry neither the SAN nor the key purpose that its defaults want (IEEE 802.1AR §8). A certificate of
+ours is believed because it is on record octet by octet (`estd.ra.admission`), which says more than its signature would. A
+path is worth keeping for as long as the connection and the ecosystem's version last; its window of time is compared anew
+for every request (`check_window`).
 
 Revocation of what makers issued is not checked here: see ``rfc-notes/divergences.md``.
 """
@@ -12,15 +14,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from estd.asn1.certificate import read_fields
 from estd.errors import Code, Refused
@@ -28,16 +26,28 @@ from estd.ra.directory import LiveEcosystem, LiveIssuer
 from estd.wire.exchange import Peer
 
 
-class Path(msgspec.Struct, frozen=True, eq=False):
-    """A validated path and what its leaf says. The window is the intersection of all its certificates' validity."""
+class Leaf(msgspec.Struct, frozen=True, eq=False):
+    """A client certificate that may act as a client, whoever issued it; nothing is known of that yet."""
 
+    der: bytes
+    certificate: x509.Certificate
     serial: bytes
-    """Content octets of the leaf's serial INTEGER."""
+    """Content octets of the serial INTEGER."""
+    issuer: bytes
+    """DER Name."""
     subject: bytes
-    """DER Name of the leaf."""
+    """DER Name."""
     san: bytes | None
-    """DER GeneralNames of the leaf."""
+    """DER GeneralNames."""
     spki_sha256: bytes
+    starts: datetime
+    ends: datetime
+
+
+class Path(msgspec.Struct, frozen=True, eq=False):
+    """A leaf that this ecosystem believes. The window is the intersection of all the path's certificates' validity."""
+
+    leaf: Leaf
     anchor: str | None
     """Name of the maker's anchor it ends at; None for a certificate of ours."""
     issuer: LiveIssuer | None
@@ -47,50 +57,61 @@ class Path(msgspec.Struct, frozen=True, eq=False):
     ignore_expiry: bool
 
 
-def validate_path(ecosystem: LiveEcosystem, peer: Peer, now: datetime) -> Path:
-    """The path of the certificate the peer holds the key of.
+def read_leaf(peer: Peer) -> Leaf:
+    """The certificate the peer holds the key of.
 
     Raises:
-        Refused: CERTIFICATE_UNFIT when it must not act as a client, CERTIFICATE_UNTRUSTED when there is no path.
+        Refused: CERTIFICATE_UNFIT when it cannot be read or must not act as a client.
     """
     der = peer.certificates[0]
     try:
-        leaf = x509.load_der_x509_certificate(der)
-        rest = [x509.load_der_x509_certificate(other) for other in peer.certificates[1:]]
-        extensions = {extension.oid: extension.value for extension in leaf.extensions}
+        certificate = x509.load_der_x509_certificate(der)
+        extensions = {extension.oid: extension.value for extension in certificate.extensions}
         fields = read_fields(der)
-        starts, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, Refused):
         raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read") from None
     _check_purpose(extensions)
-    anchor, ignore_expiry = None, False
-    issuer = _find_issuer(ecosystem, leaf, fields.issuer)
-    if issuer is None:
-        if ecosystem.policy is None:
-            raise _untrusted()
-        # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
-        # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
-        judged = min(max(now, starts), ends)
-        try:
-            chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf, rest).chain
-        except verification.VerificationError:
-            raise _untrusted() from None
-        maker = ecosystem.anchor_names[chain[-1]]
-        anchor, ignore_expiry = maker.name, maker.ignore_expiry
-        for above in chain[1:]:
-            starts, ends = max(starts, above.not_valid_before_utc), min(ends, above.not_valid_after_utc)
     san = extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
-    return Path(
+    return Leaf(
+        der=der,
+        certificate=certificate,
         serial=fields.serial,
+        issuer=fields.issuer,
         subject=fields.subject,
         san=None if san is None else san.public_bytes(),
         spki_sha256=hashlib.sha256(fields.spki).digest(),
-        anchor=anchor,
-        issuer=issuer,
         starts=starts,
         ends=ends,
-        ignore_expiry=ignore_expiry,
     )
+
+
+def write_own_path(leaf: Leaf, issuer: LiveIssuer) -> Path:
+    """The path of a leaf that is on record, octet by octet, as issued by that issuer of ours."""
+    return Path(leaf, None, issuer, leaf.starts, leaf.ends, ignore_expiry=False)
+
+
+def validate_path(ecosystem: LiveEcosystem, leaf: Leaf, peer: Peer, now: datetime) -> Path:
+    """The path from a leaf to a maker's anchor.
+
+    Raises:
+        Refused: CERTIFICATE_UNTRUSTED when there is none.
+    """
+    if ecosystem.policy is None:
+        raise _untrusted()
+    starts, ends = leaf.starts, leaf.ends
+    # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
+    # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
+    judged = min(max(now, starts), ends)
+    try:
+        rest = [x509.load_der_x509_certificate(other) for other in peer.certificates[1:]]
+        chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf.certificate, rest).chain
+    except (ValueError, verification.VerificationError):
+        raise _untrusted() from None
+    maker = ecosystem.anchor_names[chain[-1]]
+    for above in chain[1:]:
+        starts, ends = max(starts, above.not_valid_before_utc), min(ends, above.not_valid_after_utc)
+    return Path(leaf, maker.name, None, starts, ends, maker.ignore_expiry)
 
 
 def check_window(path: Path, now: datetime) -> None:
@@ -118,8 +139,6 @@ def check_window(path: Path, now: datetime) -> None:
 
 # --- private -------------------------------------------------------------------------------------------------------
 
-_ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
-
 
 def _untrusted() -> Refused:
     return Refused(
@@ -127,21 +146,6 @@ def _untrusted() -> Refused:
         "no path from this client certificate to a trust anchor of this ecosystem",
         "RFC 5280 §6.1",
     )
-
-
-def _find_issuer(ecosystem: LiveEcosystem, leaf: x509.Certificate, name: bytes) -> LiveIssuer | None:
-    for issuer in ecosystem.issuers:
-        if issuer.subject != name:
-            continue
-        try:
-            if issuer.curve_key is not None and leaf.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256:
-                issuer.curve_key.verify(leaf.signature, leaf.tbs_certificate_bytes, _ECDSA_SHA256)
-            else:
-                leaf.verify_directly_issued_by(issuer.certificate)
-        except (InvalidSignature, ValueError, TypeError):
-            continue
-        return issuer
-    return None
 
 
 def _check_purpose(extensions: Mapping[x509.ObjectIdentifier, x509.ExtensionType]) -> None:

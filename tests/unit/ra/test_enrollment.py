@@ -90,12 +90,12 @@ async def test_a_full_group_does_not_wait_for_the_end_of_the_one_before(
         assert isinstance(road.pool, _HeldPool)
         slow = asyncio.create_task(road.enrollment.enroll(road.order("device-0")))
         await road.pool.held.wait()
-        few = [asyncio.create_task(road.enrollment.enroll(road.order(f"device-{n}"))) for n in range(1, 32)]
+        few = [asyncio.create_task(road.enrollment.enroll(road.order(f"device-{n}"))) for n in range(1, 48)]
         await asyncio.sleep(0.2)
-        assert (road.groups, road.enrollment.waiting) == ([1], 31)
-        last = road.order("device-32")
+        assert (road.groups, road.enrollment.waiting) == ([1], 47)
+        last = road.order("device-48")
         certificates = await asyncio.gather(*few, road.enrollment.enroll(last))
-        assert road.groups == [1, 32]
+        assert road.groups == [1, 48]
         assert not slow.done()
         assert sorted(certificates) == sorted(await road.certificates())
         road.pool.go_on.set()

@@ -95,12 +95,12 @@ async def test_a_full_group_waits_for_the_intents_of_the_one_before_and_no_longe
     line = Line()
     line.join("device-0")
     await settle()
-    line.join(*names(1, 40))
+    line.join(*names(1, 50))
     await settle()
     assert len(line.groups) == 1
     line.reserved[0].set()
     await settle()
-    assert line.groups[1:] == [names(1, 40)]
+    assert line.groups[1:] == [names(1, 50)]
     await line.end(0)
     await line.end(1)
 
