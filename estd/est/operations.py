@@ -7,6 +7,7 @@ written down, and what is not public is handed an `Admitted` or is not called at
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -97,7 +98,7 @@ class Est:
         label: str | None = None
         operation, allow = "unknown", ""
         try:
-            label, route = _find_route(exchange)
+            label, route = _find_route(exchange.path)
             operation, allow = route.operation, _ALLOW[route.method]
             _check_method(exchange, route)
             reply = await self._carry_out(exchange, label, route.access)
@@ -163,7 +164,7 @@ class Est:
 
     async def batch(self, exchange: Exchange, admitted: Admitted) -> Reply:
         """RFC 7030 §3.7: certificates for many devices, asked for by a registration authority; see `estd.est.batch`."""
-        label, _ = _find_route(exchange)
+        label, _ = _find_route(exchange.path)
 
         async def readmit() -> Admitted:
             directory = self.directory
@@ -220,9 +221,12 @@ def takes_stream(method: str, path: str) -> bool:
     return route is not None and route.method == method and isinstance(route.access, Streamed)
 
 
-def _find_route(exchange: Exchange) -> tuple[str | None, Route]:
-    """RFC 7030 §3.2.2: the root, at most one label, the operation. Nothing is decoded, folded or collapsed."""
-    path = exchange.path
+@functools.lru_cache(maxsize=1024)
+def _find_route(path: str) -> tuple[str | None, Route]:
+    """RFC 7030 §3.2.2: the root, at most one label, the operation. Nothing is decoded, folded or collapsed.
+
+    Kept: a worker hears few paths, each very often.
+    """
     root = ROOT if path.startswith(ROOT) else OWN_ROOT
     if not path.startswith(root):
         raise Refused(Code.PATH_UNKNOWN, f"EST lives below {ROOT}", "RFC 7030 §3.2.2")

@@ -42,6 +42,7 @@ _LITTLE: Final = 1 / 8
 """An ecosystem that has less than this part of what all others have in hand goes by the quiet lane."""
 _WAITING_AT_MOST: Final = IN_HAND_AT_MOST
 _DEADLINE_SECONDS: Final = 15.0
+_LOOK_SECONDS: Final = 0.25
 _PAUSES: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Pauses before a request starts over: its signer died or had not yet heard of new rules, or another request's crashed
 intent stood in its way."""
@@ -60,9 +61,12 @@ class Enrollment:
         self._settlement = Settlement(store, signers, clock, observe)
         self._busy = Lane(self._carry_out, turns_to_gather=4)
         self._quiet = Lane(self._carry_out, turns_to_gather=0)
+        self._loop = asyncio.get_running_loop()
+        self._pending: set[Waiting] = set()
+        """Orders that have no answer yet."""
         self._in_hand: dict[int, int] = {}
-        """Orders by ecosystem that have no answer yet; none of them zero."""
-        self._in_all = 0
+        """How many of them by ecosystem; none of them zero."""
+        self._is_looking = False
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -77,7 +81,7 @@ class Enrollment:
             Refused: the profile does not allow what is asked; nothing was recorded but the refusal.
             Unavailable: not now; nothing is lost, and the same request may be sent again.
         """
-        give_up_at = asyncio.get_running_loop().time() + _DEADLINE_SECONDS
+        give_up_at = self._loop.time() + _DEADLINE_SECONDS
         for pause in (*_PAUSES, None):
             try:
                 return await self._join_group(order, give_up_at)
@@ -103,24 +107,33 @@ class Enrollment:
     async def _join_group(self, order: Order, give_up_at: float) -> bytes:
         if self.waiting >= _WAITING_AT_MOST:
             raise TurnedAway(Limit.QUEUE, "too many requests are waiting", add_jitter(_DEADLINE_SECONDS))
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(order, loop.create_future())
+        waiting = Waiting(order, self._loop.create_future(), give_up_at)
         mine = self._in_hand.get(order.ecosystem_id, 0)
-        others = self._in_all - mine
+        others = len(self._pending) - mine
         self._in_hand[order.ecosystem_id] = mine + 1
-        self._in_all += 1
+        self._pending.add(waiting)
+        if not self._is_looking:
+            self._is_looking = True
+            self._loop.call_later(_LOOK_SECONDS, self._look)
         (self._quiet if mine < others * _LITTLE else self._busy).join(waiting)
-        # A timer on the answer costs a fraction of asyncio.timeout, and an order waits for nothing else.
-        deadline = loop.call_at(give_up_at, _give_up, waiting)
         try:
             return await waiting.answer
         finally:
-            deadline.cancel()
-            self._in_all -= 1
+            self._pending.discard(waiting)
             if self._in_hand[order.ecosystem_id] == 1:
                 del self._in_hand[order.ecosystem_id]
             else:
                 self._in_hand[order.ecosystem_id] -= 1
+
+    def _look(self) -> None:
+        """Whether somebody has waited too long. One timer for all: an order's own costs more than its deadline is worth."""
+        now = self._loop.time()
+        for waiting in self._pending:
+            if now >= waiting.give_up_at:
+                _give_up(waiting)
+        self._is_looking = bool(self._pending)
+        if self._is_looking:
+            self._loop.call_later(_LOOK_SECONDS, self._look)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

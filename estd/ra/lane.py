@@ -26,12 +26,13 @@ _GATHER_SECONDS: Final = 0.02
 beyond `_ENOUGH`: twice as large a group halves what each certificate pays for commits and flushes."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
-    """An order and who waits for its certificate."""
+    """An order and who waits for its certificate, until when by the loop's clock."""
 
     order: Order
     answer: asyncio.Future[bytes]
+    give_up_at: float
 
 
 CarryOut = Callable[[list[Waiting], Callable[[], None]], Coroutine[None, None, None]]

@@ -11,6 +11,7 @@ Revocation of what makers issued is not checked here: see ``rfc-notes/divergence
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
@@ -105,7 +106,7 @@ def validate_path(ecosystem: LiveEcosystem, leaf: Leaf, peer: Peer, now: datetim
     judged = min(max(now, starts), ends)
     try:
         rest = [x509.load_der_x509_certificate(other) for other in peer.certificates[1:]]
-        chain = ecosystem.policy.time(judged).build_client_verifier().verify(leaf.certificate, rest).chain
+        chain = _make_verifier(ecosystem.policy, judged).verify(leaf.certificate, rest).chain
     except (ValueError, verification.VerificationError):
         raise _untrusted() from None
     maker = ecosystem.anchor_names[chain[-1]]
@@ -138,6 +139,12 @@ def check_window(path: Path, now: datetime) -> None:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=64)
+def _make_verifier(policy: verification.PolicyBuilder, judged: datetime) -> verification.ClientVerifier:
+    """Kept: most leaves of a second are judged at that second."""
+    return policy.time(judged).build_client_verifier()
 
 
 def _untrusted() -> Refused:

@@ -191,7 +191,8 @@ class Gate:
         """See `Place.end`."""
         if place in self._guests:
             self._strike(place)
-            self._serve(place.here, self._clock())
+            if self.waiting:
+                self._serve(place.here, self._clock())
 
     def leave(self, place: Place) -> None:
         """See `Place.leave`."""

@@ -382,6 +382,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _part(self) -> None:
         """Nothing more is said: the HTTP layer is done with this connection, and the socket gets its farewell."""
         self._closing = True
+        if self._peer_is_done and not self._raw.get_write_buffer_size():
+            self._raw.close()  # both have said that they are done, and nothing is on its way
+            return
         Farewell(self._raw, self._place, self._limits, self._watch, self._observe).begin(
             peer_is_done=self._peer_is_done
         )

@@ -21,7 +21,9 @@ class Line:
 
     def join(self, *names: str, ecosystem_id: int = 1) -> None:
         for name in names:
-            self.lane.join(Waiting(make_order(name, ecosystem_id), asyncio.get_running_loop().create_future()))
+            self.lane.join(
+                Waiting(make_order(name, ecosystem_id), asyncio.get_running_loop().create_future(), float("inf"))
+            )
 
     async def _carry_out(self, group: list[Waiting], make_way: Callable[[], None]) -> None:
         self.groups.append([waiting.order.device for waiting in group])
@@ -162,7 +164,7 @@ async def test_a_group_that_fails_is_logged_and_the_next_one_leaves(caplog: pyte
 
     lane = Lane(carry_out, turns_to_gather=0)
     for name in ("device-0", "device-1"):
-        lane.join(Waiting(make_order(name, 1), asyncio.get_running_loop().create_future()))
+        lane.join(Waiting(make_order(name, 1), asyncio.get_running_loop().create_future(), float("inf")))
         await settle()
     assert groups == [1, 1]
     assert [record.message for record in caplog.records] == ["a group failed"]
