@@ -1,11 +1,13 @@
 """herd: N virtual devices of one ecosystem come for their renewal in the same second; a neighbour must hardly notice.
 
-First every device of the herd gets its first certificate, and a neighbour ecosystem's steady load is measured alone. Then
-all of the herd ask for their renewal within one second, each on a connection of its own, while the neighbour goes on. A
-device that is told to come back (429 or 503 with Retry-After) comes back then; one whose connection is refused or reset
-before there was HTTP, which cannot say when, tries again after 2, 4, 8 ... seconds, half of it at random. The herd comes
-from the addresses of a few hundred sites; its process gives way to the server's (nice 10), as devices, which have their
-own processors, would.
+First every device of the herd gets its first certificate, and a neighbour ecosystem's steady load is measured alone: on an
+idle machine, and beside a stand-in that computes all the time, at the herd's priority, and asks for nothing. That is what
+the herd is compared with, because the devices of a real one have processors of their own: what theirs take of this
+machine's is none of the server's doing. Then all of the herd ask for their renewal within one second, each on a
+connection of its own, while the neighbour goes on. A device that is told to come back (429 or 503 with Retry-After)
+comes back then; one whose connection is refused or reset before there was HTTP, which cannot say when, tries again
+after 2, 4, 8 ... seconds, half of it at random. The herd comes from the addresses of a few hundred sites; its process
+gives way to the server's (nice 10), as devices, which have their own processors, would.
 
   python tests/chaos/herd.py --devices 500
   python tests/chaos/herd.py --devices 20000 --json herd.json
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -26,7 +29,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,11 +38,14 @@ from typing import Any, Final
 import uvloop
 from claims import Report, describe_seconds, make_parser, perform
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from stage import LABELS, Role, Stage
 from virtual import Device, Dialler, make_devices, make_sources
 
 _FIRST_AT_ONCE: Final = 48
 _LONGEST_PAUSE_SECONDS: Final = 32.0
+_END: Final = "end"
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -75,7 +81,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=0, help="requests_per_second of their ecosystem (0: no limit)")
     parser.add_argument("--sites", type=int, default=200, help="addresses they come from (200)")
     parser.add_argument("--neighbour-rate", type=float, default=30, help="the neighbour's requests a second (30)")
-    parser.add_argument("--before", type=float, default=15, help="seconds the neighbour is measured alone (15)")
+    parser.add_argument("--before", type=float, default=15, help="seconds of each measurement of the neighbour alone (15)")
     parser.add_argument("--workers", type=int, default=1, help="web workers of the server (1)")
     parser.add_argument("--memory", type=int, default=700, help="MiB that no process of the server may exceed (700)")
     parser.add_argument("--seconds", type=float, default=240, help="the herd's patience in all (240)")
@@ -99,8 +105,11 @@ def _act(report: Report, options: argparse.Namespace) -> None:
             without_first = herd.recv()
             report.say("the neighbour alone")
             memory = Memory(stage)
-            alone = measure(neighbour, lambda: time.sleep(options.before))
+            idle = measure(neighbour, lambda: time.sleep(options.before))
             at_rest = memory.look()
+            report.say("the neighbour beside the herd's stand-in")
+            with stand_in():
+                alone = measure(neighbour, lambda: time.sleep(options.before))
             report.say("the herd comes")
             herd.send(None)
 
@@ -112,10 +121,10 @@ def _act(report: Report, options: argparse.Namespace) -> None:
             result: Herd = herd.recv()
             report.figures["connections_by_what_became_of_them"] = count_events(stage)
         finally:
-            for pipe in (herd, neighbour):
-                pipe.close()
+            herd.close()
+            dismiss(neighbour)
         result.without_first = without_first
-        _judge(report, options, result, alone, beside, at_rest, memory.most)
+        _judge(report, options, result, idle, alone, beside, at_rest, memory.most)
         report.claim("the server stops in order", stage.stop() == 0)
         stage.keep = stage.keep or not report.holds
 
@@ -124,6 +133,7 @@ def _judge(
     report: Report,
     options: argparse.Namespace,
     herd: Herd,
+    idle: Neighbour,
     alone: Neighbour,
     beside: Neighbour,
     at_rest: dict[str, int],
@@ -137,7 +147,8 @@ def _judge(
         "calls_by_devices": {str(count): devices for count, devices in sorted(herd.attempts.items())},
         "refused_with_an_answer": dict(herd.refusals),
         "connections_without_an_answer": dict(herd.turned_away),
-        "neighbour_alone": before,
+        "neighbour_alone_on_an_idle_machine": describe_seconds(idle.seconds),
+        "neighbour_alone_beside_the_stand_in": before,
         "neighbour_beside_the_herd": during,
         "mib_at_rest": at_rest,
         "mib_at_most": most,
@@ -208,12 +219,38 @@ def start(
     return ours
 
 
+def dismiss(neighbour: Connection) -> None:
+    """Tell the process at the other end that there is nothing more to measure."""
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        neighbour.send(_END)
+    neighbour.close()
+
+
 def measure(pipe: Connection, meanwhile: Callable[[], None]) -> Neighbour:
     pipe.send(None)
     meanwhile()
     pipe.send(None)
     seen: Neighbour = pipe.recv()
     return seen
+
+
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
+    """A process that does what the herd's does, but for asking."""
+    process = multiprocessing.get_context("fork").Process(target=_compute, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _compute() -> None:
+    os.nice(10)
+    key = ec.generate_private_key(ec.SECP256R1())
+    while True:
+        key.sign(b"busy", ec.ECDSA(hashes.SHA256()))
 
 
 # --- the herd, in a process of its own ---------------------------------------------------------------------------------
@@ -313,8 +350,7 @@ def be_neighbour(
 async def _ask_evenly(pipe: Connection, dialler: Dialler, path: str, devices: list[Device], rate: float) -> None:
     turn = itertools.cycle(devices)
     loop = asyncio.get_running_loop()
-    for _ in ("alone", "beside"):
-        await loop.run_in_executor(None, pipe.recv)
+    while await loop.run_in_executor(None, pipe.recv) != _END:
         seen = Neighbour()
         calls: set[asyncio.Task[Any]] = set()
         began = time.monotonic()

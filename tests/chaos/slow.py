@@ -41,7 +41,7 @@ from typing import Any, Final, cast
 import uvloop
 from claims import Report, Skipped, describe_seconds, make_parser, perform
 from cryptography import x509
-from herd import Memory, Neighbour, count_events, measure, start
+from herd import Memory, Neighbour, count_events, dismiss, measure, start
 from herd import be_neighbour as be_honest
 from OpenSSL import SSL
 from stage import LABELS, Stage
@@ -118,7 +118,7 @@ def _act(report: Report, options: argparse.Namespace) -> None:
             events = count_events(stage)
         finally:
             hostile.close()
-            honest.close()
+            dismiss(honest)
         _judge(report, options, attack, alone, beside)
         grown = (memory.most["worker"] - at_rest["worker"]) * options.workers
         report.figures |= {
