@@ -41,6 +41,7 @@ class SocketTransport(asyncio.Transport):
         "_eof_wanted",
         "_high_water_bytes",
         "_is_closing",
+        "_is_ended",
         "_is_paused",
         "_is_reading",
         "_is_watched",
@@ -68,6 +69,7 @@ class SocketTransport(asyncio.Transport):
         self._is_reading = True
         self._is_watched = False
         self._is_closing = False
+        self._is_ended = False
         self._is_paused = False
         self._eof_wanted = False
 
@@ -106,7 +108,7 @@ class SocketTransport(asyncio.Transport):
 
     def is_reading(self) -> bool:
         """Whether what comes is handed up."""
-        return self._is_reading and not self._is_closing
+        return self._is_reading and not self._is_closing and not self._is_ended
 
     def pause_reading(self) -> None:
         """Leave what comes in the kernel."""
@@ -181,7 +183,9 @@ class SocketTransport(asyncio.Transport):
     # --- the socket ---------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        if self._is_reading and not self._is_watched and not self._is_closing and self._connection is not None:
+        if self._is_closing or self._is_ended or self._connection is None:
+            return
+        if self._is_reading and not self._is_watched:
             self._is_watched = True
             self._loop.add_reader(self._connection.fileno(), self._read)
 
@@ -204,9 +208,11 @@ class SocketTransport(asyncio.Transport):
         try:
             if size:
                 protocol.data_received(bytes(_VIEW[:size]))
-            elif protocol.eof_received():
-                self.pause_reading()  # an end would be reported again and again
-            else:
+                return
+            # The kernel would report an end again and again.
+            self._is_ended = True
+            self._stop_watching()
+            if not protocol.eof_received():
                 self.close()
         except Exception as fault:  # noqa: BLE001 -- a protocol's fault costs this connection and no other
             _log.exception("connection dropped")

@@ -421,6 +421,19 @@ async def test_a_protocol_may_keep_its_side_open_and_the_loop_does_not_spin() ->
     assert patient.lost == [None]
 
 
+async def test_the_peers_end_is_told_once_however_often_reading_is_resumed() -> None:
+    patient = Patient()
+    way = Way(patient).begin()
+    way.theirs.shutdown(socket.SHUT_WR)
+    await until(lambda: patient.ends == 1)
+    for _ in range(3):
+        way.transport.pause_reading()
+        way.transport.resume_reading()
+        await settle()
+    assert patient.ends == 1
+    way.transport.abort()
+
+
 async def test_a_connection_that_is_reset_before_it_begins_is_lost_later() -> None:
     way = Way(ends=connect_over_loopback())
     way.reset()
