@@ -76,7 +76,10 @@ class SocketTransport(asyncio.Transport):
     def begin(self) -> None:
         """Introduce the connection to its protocol, and hand up what the peer has sent already."""
         assert self._protocol is not None
-        self._protocol.connection_made(self)
+        try:
+            self._protocol.connection_made(self)
+        except Exception as fault:  # noqa: BLE001 -- as in _read
+            self._drop(fault)
         if self._is_reading and not self._is_closing:
             self._read()
             self._watch()
@@ -215,8 +218,7 @@ class SocketTransport(asyncio.Transport):
             if not protocol.eof_received():
                 self.close()
         except Exception as fault:  # noqa: BLE001 -- a protocol's fault costs this connection and no other
-            _log.exception("connection dropped")
-            self._lose(fault)
+            self._drop(fault)
 
     def _flush(self) -> None:
         connection = self._connection
@@ -233,7 +235,10 @@ class SocketTransport(asyncio.Transport):
         if self._is_paused and len(self._outgoing) <= self._low_water_bytes:
             self._is_paused = False
             assert self._protocol is not None
-            self._protocol.resume_writing()
+            try:
+                self._protocol.resume_writing()
+            except Exception as fault:  # noqa: BLE001 -- as in _read
+                self._drop(fault)
         if self._outgoing or self._connection is None:
             return  # resuming may have written more, or ended it
         self._loop.remove_writer(connection.fileno())
@@ -244,6 +249,11 @@ class SocketTransport(asyncio.Transport):
                 connection.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._lose(error)
+
+    def _drop(self, fault: Exception) -> None:
+        """The protocol is at fault."""
+        _log.error("connection dropped", exc_info=fault)
+        self._lose(fault)
 
     def _lose(self, reason: Exception | None) -> None:
         """Nothing more goes either way."""

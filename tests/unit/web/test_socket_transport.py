@@ -513,6 +513,38 @@ async def test_a_protocols_fault_costs_its_connection_alone(caplog: pytest.LogCa
     good.transport.abort()
 
 
+async def test_a_protocols_fault_when_introduced_costs_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            raise RuntimeError("not today")
+
+    way = Way(Faulty())
+    await way.send(b"hello")
+    way.begin()
+    assert (way.protocol.received, way.protocol.lost, way.transport.is_closing()) == (b"", [], True)
+    await settle()
+    assert [type(loss) for loss in way.protocol.lost] == [RuntimeError]
+    assert way.ours.fileno() == -1
+    assert [record.message for record in caplog.records] == ["connection dropped"]
+
+
+async def test_a_protocols_fault_when_it_resumes_costs_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(Recorder):
+        def resume_writing(self) -> None:
+            self.transport.write(bytes(300_000))
+            raise RuntimeError("not today")
+
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+    way = Way(Faulty()).narrow().begin()
+    way.transport.set_write_buffer_limits(high=0)
+    way.transport.write(b"first" * 20_000)
+    assert len(await way.read_all()) < 400_000
+    await settle()
+    assert [type(loss) for loss in way.protocol.lost] == [RuntimeError]
+    assert ([record.message for record in caplog.records], faults) == (["connection dropped"], [])
+
+
 async def test_another_protocol_is_told_from_now_on() -> None:
     way = Way()
     await way.send(b"for the first")
