@@ -174,6 +174,38 @@ def test_also_is_called_before_each_round(loop: Loop) -> None:
     assert log == ["also", "look", "also", "look"]
 
 
+def test_a_fault_in_one_look_costs_no_other_its_deadline(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(item: Item) -> None:
+        item.due = NEVER
+        raise RuntimeError("not today")
+
+    watch = Watch(0.25)
+    items = [Item(1000, fail) for _ in range(20)]
+    for item in items:
+        watch.add(item)
+    loop.wait(0.25)
+    loop.turn()
+    assert [len(item.looked_at) for item in items] == [1] * 20
+    assert [record.message for record in caplog.records] == ["a deadline's look failed"] * 20
+    later = Item(1000.3)
+    watch.add(later)
+    loop.wait(0.25)
+    assert later.looked_at == [1000.5]
+
+
+def test_a_fault_of_what_is_also_called_costs_no_deadline(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("not today")
+
+    watch = Watch(0.25, fail)
+    item = Item(1000, lambda _: None)
+    watch.add(item)
+    loop.wait(0.25)
+    loop.wait(0.25)
+    assert item.looked_at == [1000.25, 1000.5]
+    assert [record.message for record in caplog.records] == ["a round's other work failed"] * 2
+
+
 async def test_on_a_real_loop_it_comes_by_within_a_round() -> None:
     running = asyncio.get_running_loop()
     watch = Watch(0.02)
