@@ -307,7 +307,8 @@ class Gate:
 
     def _look(self) -> None:
         self._is_look_due = False
-        self._pass()
+        if not self._is_pass_due:  # two in one turn of the loop would let in twice as many, and ask for two more
+            self._pass()
 
     def _serve_next(self) -> None:
         if ring := self._few or self._crowds:

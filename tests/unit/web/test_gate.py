@@ -77,10 +77,11 @@ class Paced:
             call()
 
     def look(self) -> None:
-        """A moment later."""
+        """A moment later, in one more turn."""
         (call,) = self.looks
         self.looks.clear()
         call()
+        self.turn()
 
 
 def try_entering(gate: Gate, source: str) -> Refusal | None:
@@ -500,6 +501,21 @@ def test_a_crowd_goes_on_when_its_pace_allows_and_few_at_once() -> None:
     paced.pace.is_open = True
     paced.look()
     assert paced.log == ["crowd0 resumed", "crowd1 resumed", "crowd2 resumed"]
+
+
+def test_a_look_makes_no_pass_besides_the_one_that_is_due() -> None:
+    paced = Paced(Limits(handshakes_per_pass=2))
+    crowd = paced.come("crowd", 9)
+    assert crowd[0].begin() is False
+    paced.pace.is_open = True
+    lonely = [*paced.come("x", 1), *paced.come("y", 1)]
+    assert [queuer.begin() for queuer in lonely] == [True, True]
+    assert [queuer.begin() for queuer in crowd[1:]] == [False] * 8
+    assert (len(paced.passes), len(paced.looks), paced.gate.handshakes) == (1, 1, 2)
+    paced.looks.pop()()
+    assert (len(paced.passes), paced.gate.handshakes) == (1, 2), "this pass's two have begun"
+    paced.turn()
+    assert (len(paced.passes), paced.gate.handshakes) == (1, 4)
 
 
 def test_a_source_belongs_to_the_ecosystem_that_admitted_it_and_is_known_when_it_comes_again() -> None:
