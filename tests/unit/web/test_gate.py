@@ -607,11 +607,28 @@ def test_who_asks_for_one_does_not_wait_behind_the_ring_of_crowds() -> None:
     one = Queuer(gate, "one", log, "one")
     assert one.begin() is False
     holders[0].place.end()
-    # Each source's first asked when it was alone; its others came later.
-    assert log == ["a2"]
+    assert log == ["one"], "though each of the others asked for its first when it was alone"
     for holder in holders[1:]:
         holder.place.end()
-    assert "one" in log
+    assert log == ["one", "a2", "b2", "c2"]
+
+
+def test_who_has_become_a_crowd_while_it_waited_is_not_waited_for() -> None:
+    paced = Paced(Limits(handshakes_at_once=2))
+    holders = [*paced.come("x", 1), *paced.come("y", 1)]
+    assert [holder.begin() for holder in holders] == [True] * 2
+    (first,) = paced.come("herd", 1)
+    assert first.begin() is False
+    paced.come("herd", 9)
+    (lonely,) = paced.come("lonely", 1)
+    assert lonely.begin() is False
+    holders[0].place.end()
+    assert paced.log == ["lonely0"], "the herd has asked before it, but is held to its pace"
+    holders[1].place.end()
+    assert len(paced.log) == 1
+    paced.pace.is_open = True
+    paced.look()
+    assert paced.log == ["lonely0", "herd0"]
 
 
 def test_all_who_wait_are_pressed_for_and_not_only_the_first() -> None:
