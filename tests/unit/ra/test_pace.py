@@ -61,6 +61,26 @@ def test_what_others_take_is_not_the_crowds() -> None:
     assert Thread(0.5).run(4000, busy_with_others=0.3) == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.parametrize("others", [0.5, 0.6, 1.0])
+def test_a_crowd_is_never_shut_out_however_much_others_work(others: float) -> None:
+    thread = Thread()
+    thread.work(1)
+    got, at, gaps = 0, thread.now, []
+    for turn in range(4000):
+        thread.pace.notice(QUIET)
+        if turn % 10 < others * 10:
+            thread.work()
+        else:
+            thread.rest()
+        if thread.pace.allows(CROWD):
+            got += 1
+            gaps.append(thread.now - at)
+            at = thread.now
+            thread.work()
+    assert got > 4000 * 0.018
+    assert max(gaps) < 0.054
+
+
 def test_company_is_over_a_second_after_its_last_step() -> None:
     thread = Thread()
     thread.pace.notice(QUIET)
@@ -110,13 +130,16 @@ def test_a_crowd_is_no_company_to_itself() -> None:
 def test_whoever_came_before_a_crowds_own_last_step_is_company_still() -> None:
     thread = Thread()
     thread.pace.notice(QUIET)
-    for _ in range(9):
-        thread.work(0.1)
+    thread.work(0.9)
+    for _ in range(3):
         thread.pace.notice(CROWD)
         assert not thread.pace.allows(CROWD)
-    thread.work(0.2)
+        thread.work(0.01)
+    thread.work(0.1)
     thread.pace.notice(CROWD)
-    assert thread.pace.allows(CROWD)
+    for _ in range(3):
+        assert thread.pace.allows(CROWD)
+        thread.work(0.01)
 
 
 def test_two_crowds_alone_are_not_held_back_and_beside_a_quiet_one_share_one_share() -> None:
