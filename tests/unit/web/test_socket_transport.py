@@ -577,15 +577,16 @@ async def test_an_ended_connection_lets_go_of_everything(end: str) -> None:
     class Weak(SocketTransport):
         __slots__ = ("__weakref__",)
 
-    class Forgetful(Recorder):
+    class Faithful(Recorder):
+        """Keeps its transport for ever, but not the reason, whose traceback holds whoever was told."""
+
         def connection_lost(self, exc: Exception | None) -> None:
-            self.transport = None  # type: ignore[assignment]
             over.set()
 
     gc.disable()
     try:
         over = asyncio.Event()
-        way = Way(Forgetful(), connect_over_loopback(), Weak).narrow().begin()
+        way = Way(Faithful(), connect_over_loopback(), Weak).narrow().begin()
         if end in ("abort", "reset"):
             way.fill()
         traces = [weakref.ref(one) for one in (way.transport, way.protocol, way.ours)]
