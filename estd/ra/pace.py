@@ -2,7 +2,8 @@
 
 A worker that works without a pause answers nobody soon: whoever comes waits for what is in hand at each of a request's ten
 steps. So while somebody asks who is no part of a crowd, the crowd gets a share of the worker's time and the rest is left
-idle, which costs the crowd a longer queue and spares everybody else theirs. Without such company a crowd gets everything.
+idle, which costs the crowd a longer queue and spares everybody else theirs. Without such company a crowd gets everything;
+and where others alone work for more than that share, it still gets a step now and then.
 
 `Pace` decides when; the door (`estd.web.gate`) asks it for each step of a crowd's handshakes, and `Turnstile` for each of
 its requests, which come first: a handshake whose request then waits was begun too early.
@@ -23,6 +24,9 @@ _CREDIT_SECONDS: Final = 0.005
 """The most that time without work counts for: a longer burst would be felt."""
 _DEBT_SECONDS: Final = 0.02
 """The most that work beyond the share counts against: others' work is in it too."""
+_WAIT_SECONDS: Final = 0.05
+"""After so long a wait a crowd gets one step whatever others do, or two busy connections could shut it out for good. Where
+the thread rests, the greatest debt is paid sooner."""
 _LITTLE: Final = 1 / 8
 """An ecosystem with less than this part of all requests in hand is no crowd."""
 _FEW: Final = 2
@@ -53,6 +57,8 @@ class Pace:
         self._latest: object = None
         self._latest_at = self._earlier_at = float("-inf")
         self._credit = 0.0
+        self._waits_since: float | None = None
+        """When a crowd was first told to wait, since one last got a step."""
         self._at = clock()
         self._worked_by_then = worked()
 
@@ -66,12 +72,18 @@ class Pace:
         """Whether this crowd may take its next step now. It is no company to itself."""
         now = self._clock()
         if now - (self._earlier_at if crowd == self._latest else self._latest_at) > _COMPANY_SECONDS:
+            self._waits_since = None
             return True
         worked = self._worked()
         earned = self._share * (now - self._at) - (worked - self._worked_by_then)
         self._credit = max(-_DEBT_SECONDS, min(_CREDIT_SECONDS, self._credit + earned))
         self._at, self._worked_by_then = now, worked
-        return self._credit > 0
+        if self._credit > 0 or (self._waits_since is not None and now - self._waits_since > _WAIT_SECONDS):
+            self._waits_since = None
+            return True
+        if self._waits_since is None:
+            self._waits_since = now
+        return False
 
 
 class Turnstile:

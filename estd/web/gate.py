@@ -210,6 +210,11 @@ class Gate:
         # Who asks for one at a time is not made to wait behind those who ask for many.
         while ring := self._few or self._crowds:
             here = next(iter(ring))
+            if ring is self._few and not self._is_few(here):
+                # It has become a crowd since it came; who is none is not made to wait for its pace.
+                del ring[here]
+                self._crowds[here] = None
+                continue
             if not self._may_begin(here) or not (self._has_turn(here) or self._make_room(self._turns, now)):
                 return
             if here not in ring:
@@ -308,7 +313,8 @@ class Gate:
 
     def _look(self) -> None:
         self._is_look_due = False
-        self._pass()
+        if not self._is_pass_due:  # two in one turn of the loop would let in twice as many, and ask for two more
+            self._pass()
 
     def _serve_next(self) -> None:
         if ring := self._few or self._crowds:

@@ -43,6 +43,7 @@ class SocketTransport(asyncio.Transport):
         "_eof_wanted",
         "_high_water_bytes",
         "_is_closing",
+        "_is_ended",
         "_is_paused",
         "_is_reading",
         "_loop",
@@ -73,13 +74,17 @@ class SocketTransport(asyncio.Transport):
         self._watched = 0
         """The events that `readiness` tells us about."""
         self._is_closing = False
+        self._is_ended = False
         self._is_paused = False
         self._eof_wanted = False
 
     def begin(self) -> None:
         """Introduce the connection to its protocol, and hand up what the peer has sent already."""
         assert self._protocol is not None
-        self._protocol.connection_made(self)
+        try:
+            self._protocol.connection_made(self)
+        except Exception as fault:  # noqa: BLE001 -- as in _read
+            self._drop(fault)
         if self._is_reading and not self._is_closing:
             self._read()
             self._watch()
@@ -111,7 +116,7 @@ class SocketTransport(asyncio.Transport):
 
     def is_reading(self) -> bool:
         """Whether what comes is handed up."""
-        return self._is_reading and not self._is_closing
+        return self._is_reading and not self._is_closing and not self._is_ended
 
     def pause_reading(self) -> None:
         """Leave what comes in the kernel."""
@@ -191,14 +196,14 @@ class SocketTransport(asyncio.Transport):
         """`estd.web.readiness.Listening`."""
         if self._outgoing and events & ~READ:
             self._flush()
-        if events & ~WRITE and self._is_reading:
+        if events & ~WRITE and self._is_reading and not self._is_ended:
             self._read()
 
     def _watch(self) -> None:
         """Wait for what there is to wait for."""
         if self._connection is None:
             return
-        events = (READ if self._is_reading and not self._is_closing else 0) | (WRITE if self._outgoing else 0)
+        events = (READ if self.is_reading() and not self._is_ended else 0) | (WRITE if self._outgoing else 0)
         if events == self._watched:
             return
         self._watched = events
@@ -228,13 +233,14 @@ class SocketTransport(asyncio.Transport):
         try:
             if size:
                 protocol.data_received(bytes(_VIEW[:size]))
-            elif protocol.eof_received():
-                self.pause_reading()  # an end would be reported again and again
-            else:
+                return
+            # The kernel would report an end again and again.
+            self._is_ended = True
+            self._watch()
+            if not protocol.eof_received():
                 self.close()
         except Exception as fault:  # noqa: BLE001 -- a protocol's fault costs this connection and no other
-            _log.exception("connection dropped")
-            self._lose(fault)
+            self._drop(fault)
 
     def _flush(self) -> None:
         connection = self._connection
@@ -251,7 +257,10 @@ class SocketTransport(asyncio.Transport):
         if self._is_paused and len(self._outgoing) <= self._low_water_bytes:
             self._is_paused = False
             assert self._protocol is not None
-            self._protocol.resume_writing()
+            try:
+                self._protocol.resume_writing()
+            except Exception as fault:  # noqa: BLE001 -- as in _read
+                self._drop(fault)
         if self._outgoing or self._connection is None:
             return  # resuming may have written more, or ended it
         self._watch()
@@ -262,6 +271,11 @@ class SocketTransport(asyncio.Transport):
                 connection.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._lose(error)
+
+    def _drop(self, fault: Exception) -> None:
+        """The protocol is at fault."""
+        _log.error("connection dropped", exc_info=fault)
+        self._lose(fault)
 
     def _lose(self, reason: Exception | None) -> None:
         """Nothing more goes either way."""

@@ -56,7 +56,7 @@ _PLAIN_HTTP: Final = (
 
 
 class TlsServerProtocol(asyncio.Protocol):
-    """A connection up to its finished handshake; `loop.create_server` takes a function that makes these.
+    """A connection up to its finished handshake; `estd.web.door.Door` takes a function that makes these.
 
     Args:
         current_context: asked at each handshake's start, so a renewed certificate serves from the next connection on.

@@ -4,14 +4,18 @@ A timer of its own would cost each connection more than all its deadlines are wo
 hardly ever rings. Here a deadline is a number that a connection moves, and the round comes by several times a second.
 
 Promises: what is due is looked at one round later at most; where many are due at once, as after a flood, a few have their
-turn in each pass of the event loop, so that nobody's next step waits behind them all.
+turn in each pass of the event loop, so that nobody's next step waits behind them all; a look that fails costs no other
+connection its deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
+
+_log = logging.getLogger(__name__)
 
 NEVER: Final = float("inf")
 _AT_ONCE: Final = 16
@@ -55,7 +59,10 @@ class Watch:
         self._items.discard(item)
 
     def _walk(self) -> None:
-        self._also()
+        try:
+            self._also()
+        except Exception:  # noqa: BLE001 -- the deadlines of all connections hang on the next round
+            _log.exception("a round's other work failed")
         now = self._loop.time()
         self._look([item for item in self._items if item.due <= now])
 
@@ -63,7 +70,10 @@ class Watch:
         now = self._loop.time()
         for item in late[-_AT_ONCE:]:
             if item in self._items and item.due <= now:
-                item.look(now)
+                try:
+                    item.look(now)
+                except Exception:  # noqa: BLE001 -- as in _walk
+                    _log.exception("a deadline's look failed")
         del late[-_AT_ONCE:]
         if late:
             self._loop.call_soon(self._look, late)

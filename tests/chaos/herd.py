@@ -81,7 +81,9 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=0, help="requests_per_second of their ecosystem (0: no limit)")
     parser.add_argument("--sites", type=int, default=200, help="addresses they come from (200)")
     parser.add_argument("--neighbour-rate", type=float, default=30, help="the neighbour's requests a second (30)")
-    parser.add_argument("--before", type=float, default=15, help="seconds of each measurement of the neighbour alone (15)")
+    parser.add_argument(
+        "--before", type=float, default=15, help="seconds of each measurement of the neighbour alone (15)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="web workers of the server (1)")
     parser.add_argument("--memory", type=int, default=700, help="MiB that no process of the server may exceed (700)")
     parser.add_argument("--seconds", type=float, default=240, help="the herd's patience in all (240)")

@@ -41,6 +41,7 @@ from estd.est.messages import STATUS, write_binding
 from estd.est.operations import OWN_ROOT, ROOT, ROUTES, Guarded, Public, Route, Streamed, takes_stream
 from estd.ra import admission, paths
 from estd.ra.admission import Purpose
+from estd.wire.exchange import HOME as HOME_OF_PEER
 from estd.wire.exchange import Peer, Reply
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -646,6 +647,32 @@ async def test_a_store_that_knows_nothing_admits_nobody(
     assert trace.intents == 0
     assert [event["outcome"] for event in trace.events] == ["refused", "failed"]
     read_certificate(await world.ask(operation, HOME, device))  # and nothing of it is held against the device
+
+
+async def test_who_is_admitted_has_its_home_there_and_who_is_refused_has_none(world: World) -> None:
+    """The web floor tells crowds apart by it, so nobody may get one by asking alone."""
+    homes = {label: world.records[label].ecosystem_id for label in (HOME, NEIGHBOUR)}
+    for make in (nobody, stranger, own_forged, own_revoked, idevid_expired, neighbours_idevid, code_wrong):
+        refused = await make(world)
+        peer = Peer(ADDRESS, refused.certificates)
+        assert (await world.ask(ENROLL, HOME, refused, peer=peer))[1] != "ok"
+        assert (await world.ask("cacerts", HOME, refused, peer=peer))[1] == "ok", "which is anybody's"
+        assert HOME_OF_PEER not in peer.memo, make.__name__
+    for operation, make, label in (
+        (ENROLL, idevid, HOME),
+        (ENROLL, code, HOME),
+        (REENROLL, own_from_neighbour, NEIGHBOUR),
+    ):
+        admitted = await make(world)
+        peer = Peer(ADDRESS, admitted.certificates)
+        read_certificate(await world.ask(operation, label, admitted, peer=peer))
+        assert peer.memo[HOME_OF_PEER] == homes[label]
+        assert (await world.ask(operation, "estd-server", admitted, peer=peer))[1] != "ok"
+        assert peer.memo[HOME_OF_PEER] == homes[label], "elsewhere it was refused"
+    device = world.born(HOME)
+    peer = Peer(ADDRESS, device.certificates)
+    assert (await world.ask(ENROLL, HOME, device, peer=peer, body=b"no request"))[1] != "ok"
+    assert peer.memo[HOME_OF_PEER] == homes[HOME], "what it asked for was refused, and not itself"
 
 
 # --- paths and methods --------------------------------------------------------------------------------------------------

@@ -31,3 +31,14 @@ def test_who_has_just_been_served_waits_until_all_others_were() -> None:
     queue.add(4, "d0")
     assert queue.take(10) == ["b0", "c0", "a1", "d0", "b1", "c1"]
     assert len(queue) == 0
+
+
+def test_a_look_ahead_shows_what_is_taken_next_and_takes_nothing() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for ecosystem_id, name in ((1, "a0"), (1, "a1"), (2, "b0"), (1, "a2")):
+        queue.add(ecosystem_id, name)
+    seen = []
+    while queue:
+        assert queue.peek() == queue.peek()
+        seen.append((queue.peek(), len(queue), *queue.take(1)))
+    assert seen == [("a0", 4, "a0"), ("b0", 3, "b0"), ("a1", 2, "a1"), ("a2", 1, "a2")]

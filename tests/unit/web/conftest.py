@@ -13,7 +13,7 @@ from tls_lab import run_floor
 from estd.est.messages import write_refusal
 from estd.web.site import Site
 
-_ON_BOTH = ("test_tls", "test_outbox", "test_farewell")
+_ON_BOTH = ("test_tls", "test_outbox", "test_farewell", "test_socket_transport", "test_door", "test_watch")
 
 
 def pytest_asyncio_loop_factories(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from gate_lab import Kept, Queuer, counts
 
+from estd.ra.pace import Pace
 from estd.web.gate import Gate
 from estd.web.place import Limits, Refusal
 
@@ -16,6 +18,70 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Steps(Pace):
+    """Allows steps while `is_open`, and notes who asked and who came alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.is_open = False
+        self.asked: list[object] = []
+        self.noticed: list[object] = []
+
+    def notice(self, who: object) -> None:
+        self.noticed.append(who)
+
+    def allows(self, crowd: object) -> bool:
+        self.asked.append(crowd)
+        return self.is_open
+
+
+class Paced:
+    """A gate with a pace, and what it has asked to be called for: in the next pass, and in a moment."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.pace = Steps()
+        self.passes: list[Callable[[], None]] = []
+        self.looks: list[Callable[[], None]] = []
+        self.gate = Gate(
+            limits or Limits(),
+            soon=self.passes.append,
+            pace=self.pace,
+            later=lambda _seconds, call: self.looks.append(call),
+        )
+        self.log: list[str] = []
+
+    def come(self, source: str, count: int, home: int | None = None) -> list[Queuer]:
+        """So many connections of one source, which that ecosystem has admitted before."""
+        if home is not None:
+            self.know(source, home)
+        return [Queuer(self.gate, source, self.log, f"{source}{number}") for number in range(count)]
+
+    def know(self, source: str, home: int) -> None:
+        """Somebody of that source is admitted by that ecosystem, and leaves."""
+        admitted = Queuer(self.gate, source)
+        admitted.begin()
+        admitted.place.end()
+        admitted.place.belongs(home)
+        admitted.place.leave()
+        while self.passes:
+            self.turn()
+        self.pace.noticed.clear()
+
+    def turn(self) -> None:
+        """One turn of the event loop."""
+        calls = self.passes[:]
+        self.passes.clear()
+        for call in calls:
+            call()
+
+    def look(self) -> None:
+        """A moment later, in one more turn."""
+        (call,) = self.looks
+        self.looks.clear()
+        call()
+        self.turn()
 
 
 def try_entering(gate: Gate, source: str) -> Refusal | None:
@@ -387,3 +453,193 @@ def test_a_finished_place_forgets_its_guest() -> None:
     assert done.begin() is True
     done.place.end()
     assert done.place.guest is None
+
+
+# --- crowds, and others -------------------------------------------------------------------------------------------------
+
+
+def test_a_crowd_begins_when_its_pace_allows_and_few_at_once() -> None:
+    paced = Paced()
+    crowd = paced.come("crowd", 4)
+    (lonely,) = paced.come("lonely", 1)
+    assert [queuer.begin() for queuer in crowd] == [False] * 4
+    assert len(paced.looks) == 1, "one look for all"
+    assert lonely.begin() is True
+    assert paced.pace.noticed == [lonely.place.here.home.key]
+    paced.look()
+    assert (paced.log, len(paced.looks)) == ([], 1)
+    paced.pace.is_open = True
+    paced.look()
+    assert (paced.log, paced.looks) == (["crowd3", "crowd2", "crowd1", "crowd0"], [])
+    assert len(paced.pace.noticed) == 1
+    assert set(paced.pace.asked) == {crowd[0].place.here.home.key}
+
+
+def test_a_crowd_does_not_begin_while_requests_of_crowds_wait_and_few_do() -> None:
+    paced = Paced()
+    paced.pace.is_open = True
+    paced.pace.waiting = 1
+    crowd, (lonely,) = paced.come("crowd", 3), paced.come("lonely", 1)
+    assert [queuer.begin() for queuer in crowd] == [False] * 3
+    assert lonely.begin() is True
+    paced.look()
+    assert paced.log == []
+    paced.pace.waiting = 0
+    paced.look()
+    assert len(paced.log) == 3
+
+
+def test_a_crowd_goes_on_when_its_pace_allows_and_few_at_once() -> None:
+    paced = Paced()
+    crowd, (lonely,) = paced.come("crowd", 3), paced.come("lonely", 1)
+    assert [queuer.place.proceed() for queuer in crowd] == [False] * 3
+    assert lonely.place.proceed() is True
+    for _ in range(3):
+        paced.turn()
+    assert paced.log == []
+    assert paced.passes == [], "until there may be something to do no pass is asked for"
+    paced.pace.is_open = True
+    paced.look()
+    assert paced.log == ["crowd0 resumed", "crowd1 resumed", "crowd2 resumed"]
+
+
+def test_a_look_makes_no_pass_besides_the_one_that_is_due() -> None:
+    paced = Paced(Limits(handshakes_per_pass=2))
+    crowd = paced.come("crowd", 9)
+    assert crowd[0].begin() is False
+    paced.pace.is_open = True
+    lonely = [*paced.come("x", 1), *paced.come("y", 1)]
+    assert [queuer.begin() for queuer in lonely] == [True, True]
+    assert [queuer.begin() for queuer in crowd[1:]] == [False] * 8
+    assert (len(paced.passes), len(paced.looks), paced.gate.handshakes) == (1, 1, 2)
+    paced.looks.pop()()
+    assert (len(paced.passes), paced.gate.handshakes) == (1, 2), "this pass's two have begun"
+    paced.turn()
+    assert (len(paced.passes), paced.gate.handshakes) == (1, 4)
+
+
+def test_a_source_belongs_to_the_ecosystem_that_admitted_it_and_is_known_when_it_comes_again() -> None:
+    gate = Gate(Limits())
+    first, stranger = Queuer(gate, "a"), Queuer(gate, "b")
+    assert first.place.here.home.ecosystem_id is None
+    assert first.place.here.home.key != stranger.place.here.home.key
+    first.place.belongs(7)
+    home = first.place.here.home
+    assert (home.ecosystem_id, home.key, home.guests) == (7, 7, 1)
+    stranger.place.belongs(7)
+    assert (stranger.place.here.home is home, home.guests) == (True, 2)
+    stranger.place.end()
+    assert home.guests == 1
+    stranger.place.belongs(8)
+    assert (stranger.place.here.home.key, stranger.place.here.home.guests, home.guests) == (8, 0, 1)
+    for queuer in (first, stranger):
+        queuer.place.leave()
+    assert home.guests == 0
+    again = [Queuer(gate, source).place.here.home for source in "abc"]
+    assert [one.ecosystem_id for one in again] == [7, 8, None]
+    assert (again[0] is home, home.guests) == (True, 1)
+
+
+def test_a_home_counts_everybody_of_a_source_that_moves() -> None:
+    gate = Gate(Limits())
+    guests = [Queuer(gate, "a") for _ in range(5)]
+    before = guests[0].place.here.home
+    guests[0].place.end()
+    guests[0].place.belongs(7)
+    assert (before.guests, guests[1].place.here.home.guests) == (0, 4)
+    for guest in guests:
+        guest.place.leave()
+    assert guests[1].place.here.home.guests == 0
+
+
+def test_the_sources_that_are_known_are_bounded_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estd.web.gate._SOURCES_KNOWN", 2)
+    gate = Gate(Limits())
+    for source in "abc":
+        queuer = Queuer(gate, source)
+        queuer.place.belongs(7)
+        queuer.place.leave()
+    assert [Queuer(gate, source).place.here.home.ecosystem_id for source in "abc"] == [None, 7, 7]
+
+
+def test_many_addresses_of_one_ecosystem_are_one_crowd() -> None:
+    paced = Paced()
+    crowd = [queuer for number in range(6) for queuer in paced.come(f"device-{number}-", 1, home=7)]
+    (stranger,) = paced.come("stranger", 1)
+    assert [queuer.begin() for queuer in crowd] == [False] * 6
+    assert set(paced.pace.asked) == {7}
+    assert stranger.begin() is True
+    paced.pace.is_open = True
+    paced.look()
+    assert len(paced.log) == 6
+
+
+def test_an_ecosystem_with_little_of_all_that_is_unfinished_is_no_crowd() -> None:
+    paced = Paced()
+    crowd = paced.come("crowd", 24)
+    small = [queuer for number in range(4) for queuer in paced.come(f"small-{number}-", 1, home=7)]
+    assert [queuer.begin() for queuer in small[:1]] == [False], "four of twenty-eight are an eighth and more"
+    paced.come("more", 5)
+    assert small[1].begin() is True, "and of thirty-three less"
+    assert paced.pace.noticed == [7]
+    assert crowd[0].begin() is False
+
+
+def test_a_source_of_nobodys_with_three_is_a_crowd_however_little_that_is() -> None:
+    paced = Paced()
+    paced.come("crowd", 100)
+    three = paced.come("three", 3)
+    assert three[0].begin() is False
+    assert paced.log == []
+    three[2].place.leave()
+    assert paced.log == ["three0"], "two are few"
+    assert three[1].begin() is True
+
+
+def test_who_asks_for_one_does_not_wait_behind_the_ring_of_crowds() -> None:
+    log: list[str] = []
+    gate = Gate(Limits(handshakes_at_once=4))
+    holders = [Queuer(gate, source) for source in "wxyz"]
+    assert all(holder.begin() for holder in holders)
+    for source in "abc":
+        for number in range(3):
+            assert Queuer(gate, source, log, f"{source}{number}").begin() is False
+    one = Queuer(gate, "one", log, "one")
+    assert one.begin() is False
+    holders[0].place.end()
+    assert log == ["one"], "though each of the others asked for its first when it was alone"
+    for holder in holders[1:]:
+        holder.place.end()
+    assert log == ["one", "a2", "b2", "c2"]
+
+
+def test_who_has_become_a_crowd_while_it_waited_is_not_waited_for() -> None:
+    paced = Paced(Limits(handshakes_at_once=2))
+    holders = [*paced.come("x", 1), *paced.come("y", 1)]
+    assert [holder.begin() for holder in holders] == [True] * 2
+    (first,) = paced.come("herd", 1)
+    assert first.begin() is False
+    paced.come("herd", 9)
+    (lonely,) = paced.come("lonely", 1)
+    assert lonely.begin() is False
+    holders[0].place.end()
+    assert paced.log == ["lonely0"], "the herd has asked before it, but is held to its pace"
+    holders[1].place.end()
+    assert len(paced.log) == 1
+    paced.pace.is_open = True
+    paced.look()
+    assert paced.log == ["lonely0", "herd0"]
+
+
+def test_all_who_wait_are_pressed_for_and_not_only_the_first() -> None:
+    clock = Clock()
+    gate = Gate(Limits(handshakes_per_source=1, patience_seconds=1), clock)
+    hoarders = [Queuer(gate, source) for source in "abc"]
+    neighbours = [Queuer(gate, source) for source in "abc"]
+    assert [queuer.begin() for queuer in (*hoarders, *neighbours)] == [True] * 3 + [False] * 3
+    clock.now += 1
+    gate.press()
+    assert [hoarder.revoked for hoarder in hoarders] == [True] * 3
+    assert [neighbour.granted for neighbour in neighbours] == [True] * 3
+    gate.press()
+    assert counts(gate) == (3, 3, 0)

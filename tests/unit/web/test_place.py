@@ -4,7 +4,7 @@ import pytest
 from gate_lab import Kept, Queuer, counts
 
 from estd.web.gate import Gate
-from estd.web.place import Limits, read_source
+from estd.web.place import Home, Limits, Place, Source, read_source
 
 
 def test_leaving_twice_counts_once() -> None:
@@ -28,6 +28,43 @@ def test_who_has_left_is_not_put_out() -> None:
     Kept(gate, "b")
     assert not gone.put_out
     assert (gate.connections, gate.active) == (1, 0)
+
+
+class Notes(Gate):
+    """Notes what it is taught."""
+
+    def __init__(self) -> None:
+        super().__init__(Limits())
+        self.learnt: list[tuple[str, int]] = []
+
+    def learn(self, here: Source, ecosystem_id: int) -> None:
+        self.learnt.append((here.name, ecosystem_id))
+        super().learn(here, ecosystem_id)
+
+
+def test_the_gate_is_told_of_a_home_once_and_of_another_again() -> None:
+    gate = Notes()
+    one, other = Queuer(gate, "a"), Queuer(gate, "a")
+    for queuer, ecosystem_id in ((one, 7), (one, 7), (other, 7), (other, 8), (one, 7)):
+        queuer.place.belongs(ecosystem_id)
+    assert gate.learnt == [("a", 7), ("a", 8), ("a", 7)]
+
+
+def test_who_has_left_tells_nothing() -> None:
+    gate = Notes()
+    gone = Queuer(gate, "a")
+    gone.place.leave()
+    gone.place.belongs(7)
+    assert gate.learnt == []
+    again = gate.enter("a", gone)
+    assert isinstance(again, Place)
+    assert again.here.home.ecosystem_id is None
+
+
+def test_a_homes_key_is_its_ecosystem_or_nobody_elses() -> None:
+    assert Home(7).key == Home(7).key != Home(8).key
+    unknown = Home(None)
+    assert unknown.key == unknown.key != Home(None).key
 
 
 # --- sources -----------------------------------------------------------------------------------------------------------

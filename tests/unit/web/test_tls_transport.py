@@ -5,6 +5,7 @@ import socket
 import time
 
 import pytest
+from gate_lab import Queuer
 from OpenSSL import SSL
 from tls_lab import (
     GET,
@@ -21,6 +22,7 @@ from tls_lab import (
 
 from estd.web.place import Limits
 from estd.web.tls_events import Event
+from estd.wire.exchange import HOME
 
 SERVER = make_identity("estd")
 VERSIONS = pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION], ids=["1.2", "1.3"])
@@ -473,6 +475,36 @@ async def test_an_empty_write_sends_nothing() -> None:
         transport.write(b"")
         transport.writelines([b"one ", b"", b"two"])
         assert await client.receive() == b"one two"
+
+
+# --- whose peer it is -------------------------------------------------------------------------------------------------
+
+
+async def test_the_gate_learns_the_peers_home_when_a_request_ends() -> None:
+    class Admitter(Recorder):
+        """Admits whoever says a number, to the ecosystem of that number."""
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.request_began()  # type: ignore[attr-defined]
+            if data.isdigit():
+                self.transport.get_extra_info("estd.peer").memo[HOME] = int(data)
+            before = find_home()
+            self.transport.request_ended()  # type: ignore[attr-defined]
+            homes.append((before, find_home()))
+            self.transport.write(b"answer")
+
+    def find_home() -> int | None:
+        """Where the next one from that address belongs."""
+        visitor = Queuer(floor.gate, floor.address[0])
+        visitor.place.leave()
+        return visitor.place.here.home.ecosystem_id
+
+    homes: list[tuple[int | None, int | None]] = []
+    async with run_floor(SERVER, make_inner=Admitter) as floor, await Client.open(floor) as client:
+        for said in (b"refused", b"7", b"refused", b"8"):
+            await client.send(said)
+            assert await client.receive() == b"answer"
+        assert homes == [(None, None), (None, 7), (7, 7), (7, 8)]
 
 
 # --- faults of the HTTP layer's --------------------------------------------------------------------------------------
