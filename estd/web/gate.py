@@ -91,6 +91,8 @@ class Gate:
         """A place for a new connection, or the limit that it would break."""
         limits, now = self.limits, self._clock()
         here = self._sources.get(source)
+        if here is not None and here.waiting and self._is_full_for_crowds() and not self._is_few(here):
+            return Refusal.HANDSHAKES_IN_ALL  # what it would hear after its ClientHello is read
         # A quarter of the places is kept for sources that have next to none, whatever a crowd does.
         most = limits.connections_in_all
         if here is not None and here.connections > _FEW:
@@ -126,9 +128,7 @@ class Gate:
         ):
             self._give_turn(place, now)
             return True
-        # A quarter of the waiting room, as of the turns, is kept for sources that have nobody in it.
-        room = limits.handshakes_waiting
-        if self.waiting >= (room - room // 4 if here.waiting else room):
+        if self.waiting >= limits.handshakes_waiting or (here.waiting and self._is_full_for_crowds()):
             return Refusal.HANDSHAKES_IN_ALL
         if len(here.waiting) >= limits.handshakes_waiting_per_source and not self._make_room(here.waiting, now):
             return Refusal.HANDSHAKES_PER_SOURCE
@@ -136,6 +136,11 @@ class Gate:
         self.waiting += 1
         self._serve(here, now)
         return False
+
+    def _is_full_for_crowds(self) -> bool:
+        """A quarter of the waiting room, as of the turns, is kept for sources that have nobody in it."""
+        room = self.limits.handshakes_waiting
+        return self.waiting >= room - room // 4
 
     def press(self) -> None:
         """Some may have waited long enough for others to have outstayed their time; called now and then."""

@@ -39,7 +39,7 @@ class Limits:
     handshakes_per_pass_in_a_crowd: int = 2
     crowd: int = 32
     """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
-    crowd_share: float = 0.5
+    crowd_share: float = 0.35
     """The part of its time that a worker may be busy before a crowd has to wait, while others ask for something too."""
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024

@@ -286,6 +286,34 @@ async def test_a_certificate_that_is_not_on_record_is_refused_whoever_signed_it(
         assert await setting.refusal(peer, purpose=Purpose.REENROLL) is Code.CERTIFICATE_UNTRUSTED
 
 
+async def test_a_certificate_that_only_claims_our_issuer_is_refused(setting: Setting) -> None:
+    issuer = next(row for row in setting.record.issuers if row.name == "devices")
+    ours = x509.load_der_x509_certificate(issuer.certificate)
+    forger = Party(ours, make_maker().key)  # our issuer's name, another key
+    device = await setting.issue()
+    for serial in (device.certificate.serial_number, 4711):
+        forged = make_device(forger, "device-1", serial=serial, eku=[CLIENT_AUTH])
+        assert forged.certificate.issuer == ours.subject
+        for purpose in (Purpose.ENROLL, Purpose.REENROLL):
+            assert await setting.refusal(make_peer(forged.der), purpose=purpose) is Code.CERTIFICATE_UNTRUSTED
+
+
+async def test_a_maker_that_has_the_name_of_our_issuer_is_still_a_maker(store: PostgresStore) -> None:
+    name = make_rules(make_maker()).label
+    first = await make_setting(store)
+    issuer = next(row for row in first.record.issuers if row.name == "devices")
+    (common_name,) = x509.load_der_x509_certificate(issuer.certificate).subject
+    namesake = make_maker(str(common_name.value))
+    assert namesake.certificate.subject == x509.load_der_x509_certificate(issuer.certificate).subject
+    document = make_record(make_rules(namesake)).document
+    second = await store.record_ecosystem(name, document, [], first.record.version, "test", EVENT)
+    setting = Setting(store, namesake, second)
+    admitted = await setting.admit(make_peer(make_device(namesake, "pump-7").der))
+    assert (admitted.credential.kind, admitted.credential.anchor) == ("anchor", "maker")
+    device = await setting.issue()
+    assert (await setting.admit(make_peer(device.der), purpose=Purpose.REENROLL)).credential.kind == "issued"
+
+
 async def test_a_revoked_certificate_is_refused_on_fresh_and_kept_connections(setting: Setting) -> None:
     device = await setting.issue()
     kept = make_peer(device.der)
