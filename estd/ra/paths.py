@@ -111,7 +111,8 @@ def validate_path(ecosystem: LiveEcosystem, leaf: Leaf, peer: Peer, now: datetim
         raise _untrusted() from None
     maker = ecosystem.anchor_names[chain[-1]]
     for above in chain[1:]:
-        starts, ends = max(starts, above.not_valid_before_utc), min(ends, above.not_valid_after_utc)
+        since, until = _read_window(above)
+        starts, ends = max(starts, since), min(ends, until)
     return Path(leaf, maker.name, None, starts, ends, maker.ignore_expiry)
 
 
@@ -145,6 +146,12 @@ def check_window(path: Path, now: datetime) -> None:
 def _make_verifier(policy: verification.PolicyBuilder, judged: datetime) -> verification.ClientVerifier:
     """Kept: most leaves of a second are judged at that second."""
     return policy.time(judged).build_client_verifier()
+
+
+@functools.lru_cache(maxsize=256)
+def _read_window(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    """Kept: a fleet has few makers."""
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _untrusted() -> Refused:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -24,6 +23,7 @@ from estd.web.farewell import Farewell
 from estd.web.gate import Gate
 from estd.web.openssl import OUTPUT_BYTES, RECORD_BYTES, Connection, TlsError
 from estd.web.place import Limits, Place, Refusal, read_source
+from estd.web.socket_transport import SocketTransport
 from estd.web.tls_context import build_context
 from estd.web.tls_events import Event, Observe, read_failure
 from estd.web.tls_session import TlsSession
@@ -261,10 +261,11 @@ class TlsServerProtocol(asyncio.Protocol):
             return
         self._finish()
         self._observe(Event.HANDSHAKE_OK)
-        _acknowledge_now(raw)
         peer = Peer(self._address, certificates, session)
         transport = TlsTransport(raw, tls, session, peer, place, limits, self._watch, self._observe)
         transport.open(self._make_inner(), last_bytes, rest)
+        if isinstance(raw, SocketTransport):
+            raw.look_again()
 
     def _flush(self, tls: Connection) -> None:
         assert self._raw is not None
@@ -300,13 +301,3 @@ class TlsServerProtocol(asyncio.Protocol):
         self._hello = self._flight = None
         self._early = b""
         self._tls = None
-
-
-def _acknowledge_now(raw: asyncio.Transport) -> None:
-    """Send the TCP acknowledgement of the client's Finished at once.
-
-    We have nothing to say after it, since we send no tickets; a client that has not switched off Nagle's algorithm keeps
-    its request back until the acknowledgement comes, which the kernel would delay by 40 ms.
-    """
-    if isinstance(raw.get_extra_info("peername"), tuple) and hasattr(socket, "TCP_QUICKACK"):
-        raw.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -618,3 +618,63 @@ async def test_an_ended_connection_lets_go_of_everything(end: str) -> None:
         theirs.close()
     finally:
         gc.enable()
+
+
+# --- looking again ---------------------------------------------------------------------------------------------------
+
+
+class Noting(socket.socket):
+    """Notes which options are set."""
+
+    def __init__(self, taken_over: socket.socket) -> None:
+        super().__init__(taken_over.family, taken_over.type, taken_over.proto, fileno=taken_over.detach())
+        self.options: list[tuple[object, ...]] = []
+
+    def setsockopt(self, *arguments: object) -> None:  # type: ignore[override]
+        self.options.append(arguments)
+        super().setsockopt(*arguments)  # type: ignore[arg-type]
+
+
+def make_noted_way() -> tuple[Way, Noting]:
+    ours, theirs = connect_over_loopback()
+    noting = Noting(ours)
+    return Way(ends=(noting, theirs)).begin(), noting
+
+
+ACKNOWLEDGE_NOW = (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+async def test_looking_again_hands_up_what_has_come_and_leaves_the_acknowledgement_to_the_answer() -> None:
+    way, noting = make_noted_way()
+    await way.send(b"request")
+    way.transport.look_again()
+    assert bytes(way.protocol.received) == b"request"
+    assert ACKNOWLEDGE_NOW not in noting.options
+    way.transport.abort()
+    await way.until_lost()
+    way.theirs.close()
+
+
+async def test_looking_again_in_vain_acknowledges_what_came_before() -> None:
+    way, noting = make_noted_way()
+    way.transport.look_again()
+    assert noting.options == [ACKNOWLEDGE_NOW]
+    assert bytes(way.protocol.received) == b""
+    way.transport.abort()
+    way.transport.look_again()
+    await way.until_lost()
+    assert noting.options == [ACKNOWLEDGE_NOW]
+    way.theirs.close()
+
+
+async def test_looking_again_does_nothing_while_reading_is_paused() -> None:
+    way, noting = make_noted_way()
+    way.transport.pause_reading()
+    await way.send(b"later")
+    way.transport.look_again()
+    assert (bytes(way.protocol.received), noting.options) == (b"", [])
+    way.transport.resume_reading()
+    await until(lambda: bytes(way.protocol.received) == b"later")
+    way.transport.abort()
+    await way.until_lost()
+    way.theirs.close()
