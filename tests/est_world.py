@@ -300,7 +300,7 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
             trail,
             lambda ecosystem, tolerance: tolerances.update([(ecosystem, tolerance)]),
             Quotas(time.monotonic, lambda _ecosystem, _limit: None),
-            Turnstile(Pace(share=1.0)),
+            Turnstile(Pace(share=1.0, wait_seconds=0.05)),
             bulk,
         )
         connection = await stack.enter_async_context(database.session())

@@ -53,7 +53,7 @@ class Worker:
         self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
         loop = asyncio.get_running_loop()
         self._limits = _fit_limits()
-        pace = Pace(self._limits.crowd_share)
+        pace = Pace(self._limits.crowd_share, self._limits.crowd_wait_seconds)
         self._est = Est(
             directory,
             Admission(store),

@@ -24,9 +24,6 @@ _CREDIT_SECONDS: Final = 0.005
 """The most that time without work counts for: a longer burst would be felt."""
 _DEBT_SECONDS: Final = 0.02
 """The most that work beyond the share counts against: others' work is in it too."""
-_WAIT_SECONDS: Final = 0.05
-"""After so long a wait a crowd gets one step whatever others do, or two busy connections could shut it out for good. Where
-the thread rests, the greatest debt is paid sooner."""
 _LITTLE: Final = 1 / 8
 """An ecosystem with less than this part of all requests in hand is no crowd."""
 _FEW: Final = 2
@@ -38,6 +35,8 @@ class Pace:
 
     Args:
         share: the part of its time that the thread may work before a crowd has to wait.
+        wait_seconds: after so long a wait a crowd gets one step whatever others do, or two busy connections could shut it
+            out for good.
         clock: a monotonic one.
         worked: CPU seconds of this thread.
     """
@@ -45,12 +44,14 @@ class Pace:
     def __init__(
         self,
         share: float,
+        wait_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         worked: Callable[[], float] = time.thread_time,
     ) -> None:
         self.waiting = 0
         """Requests of crowds that wait for a step; while there are any, no crowd's handshake begins."""
         self._share = share
+        self._wait_seconds = wait_seconds
         self._clock = clock
         self._worked = worked
         # The last two who took a step and were no part of a crowd, and when.
@@ -78,7 +79,7 @@ class Pace:
         earned = self._share * (now - self._at) - (worked - self._worked_by_then)
         self._credit = max(-_DEBT_SECONDS, min(_CREDIT_SECONDS, self._credit + earned))
         self._at, self._worked_by_then = now, worked
-        if self._credit > 0 or (self._waits_since is not None and now - self._waits_since > _WAIT_SECONDS):
+        if self._credit > 0 or (self._waits_since is not None and now - self._waits_since > self._wait_seconds):
             self._waits_since = None
             return True
         if self._waits_since is None:

@@ -41,6 +41,8 @@ class Limits:
     """Handshakes that wait, to begin or to go on, from which on small steps are worth more than few passes."""
     crowd_share: float = 0.35
     """The part of its time that a worker may be busy before a crowd has to wait, while others ask for something too."""
+    crowd_wait_seconds: float = 0.002
+    """Whatever others ask for, a crowd gets a step that often: a tenth or so of a worker's time."""
     handshakes_waiting: int = 2048
     handshakes_waiting_per_source: int = 1024
 

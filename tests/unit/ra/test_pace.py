@@ -16,7 +16,7 @@ class Thread:
     def __init__(self, share: float = 0.5) -> None:
         self.now = 1000.0
         self.worked = 50.0
-        self.pace = Pace(share, lambda: self.now, lambda: self.worked)
+        self.pace = Pace(share, 0.05, lambda: self.now, lambda: self.worked)
 
     def work(self, seconds: float = 0.001) -> None:
         self.now += seconds
@@ -160,7 +160,7 @@ def test_two_crowds_alone_are_not_held_back_and_beside_a_quiet_one_share_one_sha
 
 
 def test_by_the_threads_own_clocks_work_counts_and_rest_does_not() -> None:
-    pace = Pace(share=0.0)
+    pace = Pace(share=0.0, wait_seconds=60)
     assert pace.allows(CROWD)
     pace.notice(QUIET)
     for _ in range(1000):
@@ -175,7 +175,7 @@ class Steps(Pace):
     """Allows so many steps and notes who asked."""
 
     def __init__(self, left: int = 0) -> None:
-        super().__init__(0.5)
+        super().__init__(0.5, 0.05)
         self.left = left
         self.asked: list[object] = []
         self.noticed: list[object] = []

@@ -24,7 +24,7 @@ class Steps(Pace):
     """Allows steps while `is_open`, and notes who asked and who came alone."""
 
     def __init__(self) -> None:
-        super().__init__(0.5)
+        super().__init__(0.5, 0.05)
         self.is_open = False
         self.asked: list[object] = []
         self.noticed: list[object] = []
