@@ -83,7 +83,8 @@ class Relay:
 
 @pytest.fixture
 def relay(live: Live) -> Iterator[Relay]:
-    relay = Relay(live.port, cuts=6, allowance=range(10_000, 300_000))
+    # Six of these are less than the answers before the last two groups, so no cut loses the last line's or comes too late.
+    relay = Relay(live.port, cuts=6, allowance=range(10_000, 130_000))
     yield relay
     relay.close()
 
