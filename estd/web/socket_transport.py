@@ -133,8 +133,8 @@ class SocketTransport(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Leave what comes in the kernel."""
+        # It is watched until something does come, which for a peer that waits for us is never (`ready`).
         self._is_reading = False
-        self._watch()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; nothing is handed up inside this call."""
@@ -209,8 +209,11 @@ class SocketTransport(asyncio.Transport):
         """`estd.web.readiness.Listening`."""
         if self._outgoing and events & ~READ:
             self._flush()
-        if events & ~WRITE and self._is_reading and not self._is_ended:
-            self._read()
+        if events & ~WRITE:
+            if self._is_reading and not self._is_ended:
+                self._read()
+            else:
+                self._watch()
 
     def _watch(self) -> None:
         """Wait for what there is to wait for."""

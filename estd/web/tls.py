@@ -264,7 +264,7 @@ class TlsServerProtocol(asyncio.Protocol):
         peer = Peer(self._address, certificates, session)
         transport = TlsTransport(raw, tls, session, peer, place, limits, self._watch, self._observe)
         transport.open(self._make_inner(), last_bytes, rest)
-        if isinstance(raw, SocketTransport):
+        if transport.awaits_peer and isinstance(raw, SocketTransport):
             raw.look_again()
 
     def _flush(self, tls: Connection) -> None:

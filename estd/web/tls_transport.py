@@ -36,8 +36,8 @@ class _State(enum.Enum):
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """Towards the socket a protocol, towards the HTTP layer a transport.
 
-    Besides `asyncio.Transport` the HTTP layer calls `request_began` when a request's head is complete and
-    `request_ended` when its answer is decided. `get_extra_info` knows ``estd.peer`` (the `Peer`, one per connection),
+    Besides `asyncio.Transport` the HTTP layer calls `request_began` when a request's head is complete, `request_came` when
+    the whole of it is in hand and `request_ended` when its answer is decided. `get_extra_info` knows ``estd.peer`` (the `Peer`, one per connection),
     ``estd.tls`` (the `TlsSession`) and what the socket's own transport knows.
     """
 
@@ -64,6 +64,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         "_state",
         "_tls",
         "_watch",
+        "awaits_peer",
     )
 
     def __init__(
@@ -77,7 +78,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         watch: Watch,
         observe: Observe,
     ) -> None:
-        super().__init__()
         self._loop = asyncio.get_running_loop()
         self._raw = raw
         self._tls: Connection | None = tls
@@ -91,6 +91,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         # None before `open` and once the HTTP layer was told, or is about to be told, that the connection is lost.
         self._inner: asyncio.Protocol | None = None
         self._state = _State.HEAD
+        self.awaits_peer = True
+        """Whether the next word of the connection's first exchange is the peer's: false once its whole request is in hand."""
         self._deadline = NEVER
         self._closing = False
         self._peer_is_done = False
@@ -170,6 +172,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._state = _State.BUSY
         self._deadline = NEVER
         self._place.work()
+
+    def request_came(self) -> None:
+        """The whole request is in hand; what comes next is the answer."""
+        self.awaits_peer = False
 
     def request_ended(self) -> None:
         """The answer is decided and about to be written."""

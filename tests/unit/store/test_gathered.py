@@ -64,6 +64,43 @@ async def test_a_crowd_is_asked_for_in_parts() -> None:
     assert sum(map(len, desk.asked)) == 300
 
 
+async def test_a_crowd_is_waited_for_and_whoever_comes_alone_after_it_is_not() -> None:
+    desk = Desk()
+    desk.go_on.set()
+    gathered = Gathered(desk.look_up)
+    await asyncio.gather(*(gathered.find(key) for key in (0, 2, 4)))
+    late = []
+    for key in range(6, 16, 2):  # one in each turn of the loop
+        late.append(asyncio.ensure_future(gathered.find(key)))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*late) == [12, 16, 20, 24, 28]
+    assert desk.asked == [[0, 2, 4], [6, 8, 10, 12, 14]]
+    await turn(20)
+    assert await gathered.find(20) == 40
+    await gathered.find(22)
+    desk.go_on.clear()
+    alone = asyncio.ensure_future(gathered.find(24))
+    await turn(2)
+    assert desk.asked[2:] == [[20], [22], [24]], "asked at once"
+    desk.go_on.set()
+    assert await alone == 48
+
+
+async def test_a_crowd_that_has_come_is_not_waited_for() -> None:
+    desk = Desk()
+    gathered = Gathered(desk.look_up)
+    first = [asyncio.ensure_future(gathered.find(key)) for key in (0, 2, 4)]
+    await turn()
+    crowd = [asyncio.ensure_future(gathered.find(key)) for key in range(100, 148, 2)]
+    await turn()
+    desk.go_on.set()
+    await asyncio.gather(*first)
+    await turn(2)
+    assert len(desk.asked) == 2
+    assert len(desk.asked[1]) == 24
+    await asyncio.gather(*crowd)
+
+
 async def test_a_fault_reaches_everyone_who_asked_and_nobody_else() -> None:
     desk = Desk()
     desk.fault = Unavailable(Code.STORE_UNAVAILABLE, "away")

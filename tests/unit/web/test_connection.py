@@ -17,6 +17,7 @@ from estd.errors import Broken, Code, Refused, Unavailable
 from estd.est.messages import STATUS
 from estd.web import connection
 from estd.web.head import BODY_AT_MOST_BYTES
+from estd.web.socket_transport import SocketTransport
 from estd.web.tls_transport import TlsTransport
 from estd.wire.exchange import Exchange, Reply
 
@@ -53,6 +54,48 @@ async def test_requests_of_one_connection_share_its_memo_and_nothing_else(house:
     assert first.peer.memo is second.peer.memo is third.peer.memo
     assert foreign.peer.memo is not first.peer.memo
     assert len({exchange.request_id for exchange in house.desk.exchanges}) == 4
+
+
+@pytest.mark.parametrize(
+    ("early", "looks"),
+    [
+        pytest.param(0, 1, id="nothing"),
+        pytest.param(10, 1, id="part of its head"),
+        pytest.param(-3, 1, id="all but the end of its body"),
+        pytest.param(None, 0, id="all of it"),
+    ],
+)
+async def test_a_client_is_looked_for_again_while_it_owes_us_its_first_request(
+    house: House, monkeypatch: pytest.MonkeyPatch, early: int | None, looks: int
+) -> None:
+    """What comes in the segment of the client's Finished is all there is to wait for, or it is not."""
+    looked: list[SocketTransport] = []
+    look_again = SocketTransport.look_again
+
+    def look(transport: SocketTransport) -> None:
+        looked.append(transport)
+        look_again(transport)
+
+    monkeypatch.setattr(SocketTransport, "look_again", look)
+    request = post(b"body")
+    flights: list[bytes] = []
+    async with await Client.connect(house.floor) as client:
+
+        async def transmit(flight: bytes) -> None:
+            flights.append(flight)
+            if len(flights) == 1:
+                await client.transmit(flight)
+
+        await client.handshake(transmit)
+        if request[:early]:
+            client.tls.sendall(request[:early])
+        await client.transmit(flights[-1] + client.take())
+        await asyncio.sleep(0.05)
+        assert len(looked) == looks
+        if early is not None:
+            await client.send(request[early:])
+        assert (await client.receive_answer()).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert len(looked) == looks
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from tls_lab import PATIENCE, Recorder
 
-from estd.web.readiness import Readiness
+from estd.web.readiness import READ, Listening, Readiness
 from estd.web.socket_transport import SocketTransport
 
 PEERNAME = ("192.0.2.7", 4711)
@@ -499,6 +499,45 @@ async def test_the_end_of_a_connection_that_is_gone_cannot_be_written() -> None:
     way.transport.abort()
     await settle()
     assert way.protocol.lost == [None]
+
+
+class Counted(Readiness):
+    """Notes what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def watch(self, descriptor: int, who: Listening, events: int) -> None:
+        self.asked.append(f"watch {events}")
+        super().watch(descriptor, who, events)
+
+    def ignore(self, descriptor: int) -> None:
+        self.asked.append("ignore")
+        super().ignore(descriptor)
+
+
+async def test_a_pause_costs_nothing_while_nothing_comes() -> None:
+    counted = Counted()
+    way = Way()
+    transport = SocketTransport(counted, way.ours, PEERNAME, way.protocol)
+    transport.begin()
+    transport.pause_reading()
+    await settle()
+    transport.resume_reading()
+    assert counted.asked == [f"watch {READ}"]
+    transport.pause_reading()
+    await way.send(b"too early")
+    await settle()
+    assert counted.asked == [f"watch {READ}", "ignore"], "told once that something came, and no more"
+    assert bytes(way.protocol.received) == b""
+    transport.resume_reading()
+    await until(lambda: bytes(way.protocol.received) == b"too early")
+    assert counted.asked == [f"watch {READ}", "ignore", f"watch {READ}"]
+    transport.abort()
+    await way.until_lost()
+    way.theirs.close()
+    counted.close()
 
 
 # --- faults, and what is left -----------------------------------------------------------------------------------------
