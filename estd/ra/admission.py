@@ -16,7 +16,6 @@ import enum
 import hashlib
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -67,8 +66,7 @@ class Credential(msgspec.Struct, frozen=True):
 _SEAL = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, eq=False):
     """A credential that may ask for a certificate under `place.profile` now. Only `Admission` makes one."""
 
     credential: Credential
@@ -76,7 +74,7 @@ class Admitted:
     purpose: Purpose
     inventory: Device | None
     """Present when the profile takes a name from the inventory."""
-    _seal: object = field(repr=False, compare=False)
+    _seal: object
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:

@@ -29,6 +29,8 @@ _BUFFER: Final[Any] = _FFI.new_allocator(should_clear_after_alloc=False)("char[]
 """Where OpenSSL puts what `take` and `read` copy out at once. One for all connections, which share a thread: an allocation
 of this size goes past the allocator's caches, and through all that it holds of smaller pieces."""
 _MEMORY: Final[Any] = LIB.BIO_s_mem()
+_SCRATCH: Final[Any] = LIB.BIO_new(_MEMORY)
+"""Where OpenSSL writes what it knows no other way to write; empty between two calls, and kept for the same reason."""
 _WANT_READ: Final[int] = LIB.SSL_ERROR_WANT_READ
 _ALPN_OK: Final[int] = LIB.SSL_TLSEXT_ERR_OK
 _ALPN_FATAL: Final[int] = LIB.SSL_TLSEXT_ERR_ALERT_FATAL
@@ -233,16 +235,15 @@ _ACCEPT: Final[Any] = _FFI.callback("int (*)(int, X509_STORE_CTX *)", _accept)
 
 
 def _write_der(certificate: Any) -> bytes:
-    memory = LIB.BIO_new(_MEMORY)
-    try:
-        if LIB.i2d_X509_bio(memory, certificate) != 1:
-            raise TlsError(_read_reasons())
-        start = _FFI.new("char **")
-        size = LIB.BIO_get_mem_data(memory, start)
-        der: bytes = _FFI.unpack(start[0], size)
-        return der
-    finally:
-        LIB.BIO_free(memory)
+    is_whole = LIB.i2d_X509_bio(_SCRATCH, certificate) == 1
+    der = b""
+    while (size := LIB.BIO_read(_SCRATCH, _BUFFER, OUTPUT_BYTES)) > 0:
+        der += _FFI.unpack(_BUFFER, size)
+        if size < OUTPUT_BYTES:
+            break
+    if not is_whole:
+        raise TlsError(_read_reasons())
+    return der
 
 
 def _read_reasons() -> str:

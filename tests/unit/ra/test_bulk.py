@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from cryptography import x509
@@ -167,7 +168,7 @@ async def test_the_name_of_the_row_names_a_device_without_a_subject(world: World
 def with_profile(admitted: Admitted, **changes: Any) -> Admitted:
     """The same under rules that differ."""
     profile = dataclasses.replace(admitted.place.profile, **changes)
-    return dataclasses.replace(admitted, place=dataclasses.replace(admitted.place, profile=profile))
+    return msgspec.structs.replace(admitted, place=dataclasses.replace(admitted.place, profile=profile))
 
 
 async def test_nobody_else_may_send(world: World) -> None:

@@ -7,6 +7,7 @@ import hashlib
 from datetime import timedelta
 from typing import Any, cast
 
+import msgspec
 import pytest
 from cryptography import x509
 from factory import make_csr, make_maker, make_name, make_record, make_rules
@@ -49,7 +50,7 @@ def authority() -> Admitted:
 def with_profile(admitted: Admitted, **changes: Any) -> Admitted:
     """The same under rules that differ."""
     profile = dataclasses.replace(admitted.place.profile, **changes)
-    return dataclasses.replace(admitted, place=dataclasses.replace(admitted.place, profile=profile))
+    return msgspec.structs.replace(admitted, place=dataclasses.replace(admitted.place, profile=profile))
 
 
 async def decide(admitted: Admitted, request: Request, inventory: Inventory | None = None) -> Order:
