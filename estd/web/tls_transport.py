@@ -37,8 +37,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """Towards the socket a protocol, towards the HTTP layer a transport.
 
     Besides `asyncio.Transport` the HTTP layer calls `request_began` when a request's head is complete, `request_came` when
-    the whole of it is in hand and `request_ended` when its answer is decided. `get_extra_info` knows ``estd.peer`` (the `Peer`, one per connection),
-    ``estd.tls`` (the `TlsSession`) and what the socket's own transport knows.
+    the whole of it is in hand and `request_ended` when its answer is decided. `get_extra_info` knows ``estd.peer`` (the
+    `Peer`, one per connection), ``estd.tls`` (the `TlsSession`) and what the socket's own transport knows.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._state = _State.HEAD
         self.awaits_peer = True
-        """Whether the next word of the connection's first exchange is the peer's: false once its whole request is in hand."""
+        """Until a whole request is in hand: whether all there is to do is to wait for the peer's first."""
         self._deadline = NEVER
         self._closing = False
         self._peer_is_done = False
