@@ -1,9 +1,30 @@
-"""Connections for tests of the gate: they note what it tells them."""
+"""For tests of the gate and of who waits behind it: connections that note what they are told, a pace that does as told."""
 
 from __future__ import annotations
 
+from estd.ra.pace import Pace
 from estd.web.gate import Gate
 from estd.web.place import Place, Refusal
+
+
+class Steps(Pace):
+    """Allows so many steps, and notes who asked and who came alone."""
+
+    def __init__(self, left: float = 0) -> None:
+        super().__init__(0.5, 0.05)
+        self.left = left
+        self.asked: list[object] = []
+        self.noticed: list[object] = []
+
+    def notice(self, who: object) -> None:
+        self.noticed.append(who)
+
+    def allows(self, crowd: object) -> bool:
+        self.asked.append(crowd)
+        if not self.left:
+            return False
+        self.left -= 1
+        return True
 
 
 class Queuer:

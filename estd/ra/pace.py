@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from estd.ra.fairqueue import FairQueue
+from estd.ra.limits import Limit, TurnedAway, add_jitter
 
 _COMPANY_SECONDS: Final = 1.0
 """So long after somebody else's last step the crowd is held back."""
@@ -28,6 +29,8 @@ _LITTLE: Final = 1 / 8
 """An ecosystem with less than this part of all requests in hand is no crowd."""
 _FEW: Final = 2
 _LOOK_SECONDS: Final = 0.001
+_WAIT_AT_MOST_SECONDS: Final = 15.0
+"""Longer than a device waits for its answer anyway; nothing was spent on its request yet."""
 
 
 class Pace:
@@ -109,22 +112,40 @@ class Turnstile:
         return not self._queue and self._pace.allows(ecosystem_id)
 
     async def wait(self, ecosystem_id: int) -> None:
-        """Wait for a request's step."""
+        """Wait for a request's step.
+
+        Raises:
+            TurnedAway: it did not come soon enough.
+        """
         step: asyncio.Future[None] = self._loop.create_future()
         if not self._queue:
             self._loop.call_later(_LOOK_SECONDS, self._look)
         self._queue.add(ecosystem_id, (ecosystem_id, step))
         self._pace.waiting += 1
-        await step
+        end = self._loop.call_later(_WAIT_AT_MOST_SECONDS, _give_up, step)
+        try:
+            await step
+        finally:
+            end.cancel()
 
     def _look(self) -> None:
         """One at a time: what its step costs is known in the next turn of the loop."""
+        while self._queue and self._queue.peek()[1].done():
+            self._queue.take(1)  # who waited for it has given up
+            self._pace.waiting -= 1
+        if not self._queue:
+            return
         if not self._pace.allows(self._queue.peek()[0]):
             self._loop.call_later(_LOOK_SECONDS, self._look)
             return
         ((_, step),) = self._queue.take(1)
         self._pace.waiting -= 1
-        if not step.done():
-            step.set_result(None)
+        step.set_result(None)
         if self._queue:
             self._loop.call_soon(self._look)
+
+
+def _give_up(step: asyncio.Future[None]) -> None:
+    if not step.done():
+        detail = "too many requests of this ecosystem are waiting; send the same request again"
+        step.set_exception(TurnedAway(Limit.DEADLINE, detail, add_jitter(_WAIT_AT_MOST_SECONDS)))

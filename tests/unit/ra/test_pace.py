@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from gate_lab import Steps
 
+from estd.errors import Code
+from estd.ra import pace as pace_module
+from estd.ra.limits import Limit, TurnedAway
 from estd.ra.pace import Pace, Turnstile
 
 CROWD, OTHER_CROWD, QUIET = 1, 2, 3
@@ -171,26 +175,6 @@ def test_by_the_threads_own_clocks_work_counts_and_rest_does_not() -> None:
 # --- the turnstile ----------------------------------------------------------------------------------------------------
 
 
-class Steps(Pace):
-    """Allows so many steps and notes who asked."""
-
-    def __init__(self, left: int = 0) -> None:
-        super().__init__(0.5, 0.05)
-        self.left = left
-        self.asked: list[object] = []
-        self.noticed: list[object] = []
-
-    def notice(self, who: object) -> None:
-        self.noticed.append(who)
-
-    def allows(self, crowd: object) -> bool:
-        self.asked.append(crowd)
-        if not self.left:
-            return False
-        self.left -= 1
-        return True
-
-
 async def enter(turnstile: Turnstile, ecosystem_id: int, in_hand: int, in_all: int) -> None:
     """As a request does."""
     if not turnstile.lets_in(ecosystem_id, in_hand, in_all):
@@ -295,9 +279,29 @@ async def test_who_gave_up_waiting_is_passed_over() -> None:
     gone, *_ = await queue.join("a0", "a1", ecosystem_id=CROWD)
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
-    queue.pace.left = 2
+    queue.pace.left = 1
     await queue.until(lambda: bool(queue.passed))
     assert (queue.passed, queue.pace.waiting) == (["a1"], 0)
     await queue.join("a2", ecosystem_id=CROWD)
     queue.pace.left = 1
     await queue.until(lambda: len(queue.passed) == 2)
+
+
+async def test_who_waits_too_long_is_turned_away_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    monkeypatch.setattr(pace_module, "_WAIT_AT_MOST_SECONDS", 0.05)
+    first, second = await queue.join("a0", "a1", ecosystem_id=CROWD)
+    async with asyncio.timeout(5):
+        reasons = await asyncio.gather(first, second, return_exceptions=True)
+    for reason in reasons:
+        assert isinstance(reason, TurnedAway)
+        assert (reason.limit, reason.code) == (Limit.DEADLINE, Code.OVERLOADED)
+        assert reason.retry_after_seconds >= 1
+    await queue.until(lambda: not queue.pace.waiting)
+    asked = len(queue.pace.asked)
+    await asyncio.sleep(0.01)
+    assert (queue.passed, len(queue.pace.asked)) == ([], asked), "nobody asks for nobody"
+    monkeypatch.undo()
+    await queue.join("b0", ecosystem_id=OTHER_CROWD)
+    queue.pace.left = 1
+    await queue.until(lambda: queue.passed == ["b0"])

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
-from gate_lab import Kept, Queuer, counts
+from gate_lab import Kept, Queuer, Steps, counts
 
-from estd.ra.pace import Pace
 from estd.web.gate import Gate
 from estd.web.place import Limits, Refusal
 
@@ -18,23 +18,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class Steps(Pace):
-    """Allows steps while `is_open`, and notes who asked and who came alone."""
-
-    def __init__(self) -> None:
-        super().__init__(0.5, 0.05)
-        self.is_open = False
-        self.asked: list[object] = []
-        self.noticed: list[object] = []
-
-    def notice(self, who: object) -> None:
-        self.noticed.append(who)
-
-    def allows(self, crowd: object) -> bool:
-        self.asked.append(crowd)
-        return self.is_open
 
 
 class Paced:
@@ -468,7 +451,7 @@ def test_a_crowd_begins_when_its_pace_allows_and_few_at_once() -> None:
     assert paced.pace.noticed == [lonely.place.here.home.key]
     paced.look()
     assert (paced.log, len(paced.looks)) == ([], 1)
-    paced.pace.is_open = True
+    paced.pace.left = inf
     paced.look()
     assert (paced.log, paced.looks) == (["crowd3", "crowd2", "crowd1", "crowd0"], [])
     assert len(paced.pace.noticed) == 1
@@ -477,7 +460,7 @@ def test_a_crowd_begins_when_its_pace_allows_and_few_at_once() -> None:
 
 def test_a_crowd_does_not_begin_while_requests_of_crowds_wait_and_few_do() -> None:
     paced = Paced()
-    paced.pace.is_open = True
+    paced.pace.left = inf
     paced.pace.waiting = 1
     crowd, (lonely,) = paced.come("crowd", 3), paced.come("lonely", 1)
     assert [queuer.begin() for queuer in crowd] == [False] * 3
@@ -498,7 +481,7 @@ def test_a_crowd_goes_on_when_its_pace_allows_and_few_at_once() -> None:
         paced.turn()
     assert paced.log == []
     assert paced.passes == [], "until there may be something to do no pass is asked for"
-    paced.pace.is_open = True
+    paced.pace.left = inf
     paced.look()
     assert paced.log == ["crowd0 resumed", "crowd1 resumed", "crowd2 resumed"]
 
@@ -507,7 +490,7 @@ def test_a_look_makes_no_pass_besides_the_one_that_is_due() -> None:
     paced = Paced(Limits(handshakes_per_pass=2))
     crowd = paced.come("crowd", 9)
     assert crowd[0].begin() is False
-    paced.pace.is_open = True
+    paced.pace.left = inf
     lonely = [*paced.come("x", 1), *paced.come("y", 1)]
     assert [queuer.begin() for queuer in lonely] == [True, True]
     assert [queuer.begin() for queuer in crowd[1:]] == [False] * 8
@@ -569,7 +552,7 @@ def test_many_addresses_of_one_ecosystem_are_one_crowd() -> None:
     assert [queuer.begin() for queuer in crowd] == [False] * 6
     assert set(paced.pace.asked) == {7}
     assert stranger.begin() is True
-    paced.pace.is_open = True
+    paced.pace.left = inf
     paced.look()
     assert len(paced.log) == 6
 
@@ -626,7 +609,7 @@ def test_who_has_become_a_crowd_while_it_waited_is_not_waited_for() -> None:
     assert paced.log == ["lonely0"], "the herd has asked before it, but is held to its pace"
     holders[1].place.end()
     assert len(paced.log) == 1
-    paced.pace.is_open = True
+    paced.pace.left = inf
     paced.look()
     assert paced.log == ["lonely0", "herd0"]
 
