@@ -324,9 +324,9 @@ async def test_a_group_is_sealed_by_one_signer_at_once(world: World, monkeypatch
         return await seal(journal, items, unwanted)
 
     monkeypatch.setattr(world.signers, "seal", count)
-    answers = await send(world, make_requests(world, 2 * SLICE_SIZE + 3))
+    answers = await send(world, make_requests(world, SLICE_SIZE + 3))
     assert all(answer.certificate for answer in answers)
-    assert sealed == [2 * SLICE_SIZE + 3]
+    assert sealed == [SLICE_SIZE + 3]
 
 
 # --- devices come first ------------------------------------------------------------------------------------------------
