@@ -91,6 +91,8 @@ class Supervisor:
         self._database = Database(config.database_url, config.data_directory / "postgres")
         await self._database.start()
         self._stack.push_async_callback(self._database.stop)
+        # From now on: what is started next waits for a database that is killed meanwhile, and nobody else brings it back.
+        self._tasks.append(start_task(self._database.watch()))
         await self._database.migrate()
         self._store = await PostgresStore.connect(self._database.url, pool_size=3)
         self._stack.push_async_callback(self._store.close)
@@ -118,11 +120,10 @@ class Supervisor:
             self._workers.let_go(heir)
         await self._signers.see_off()
         await self._store.subscribe(self._notice)
-        self._tasks = [
+        self._tasks += [
             start_task(self._signers.follow()),
             start_task(self._settle()),
             start_task(self._readiness.watch()),
-            start_task(self._database.watch()),
             start_task(self._renew()),
             start_task(self._witness.run()),
             start_task(self._reload_on_demand()),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import killstorm
 import pytest
+from stage import Stage
 
 
 @pytest.mark.slow
@@ -34,3 +36,21 @@ def test_two_hundred_in_flight_lose_nothing_to_ten_kills_of_each(
     assert status == 0, capsys.readouterr().out
     assert told["figures"]["kills"] == {"worker": 10, "signer": 10, "all": 20}
     assert told["figures"]["requests"]["certificates"] > 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_database_that_is_killed_while_the_server_starts_comes_back() -> None:
+    with Stage() as stage:
+        stage.start()
+        assert stage.stop() == 0
+        stage.start(wait=False)
+        deadline = time.monotonic() + 30
+        while not stage.of_role("signer"):
+            assert time.monotonic() < deadline, stage.log_tail()
+            time.sleep(0.001)
+        (postmaster,) = stage.of_role("postmaster")
+        assert postmaster.kill()
+        stage.wait_ready(40)
+        assert "did not become ready" in stage.log.read_text(encoding="utf-8"), "the signers found no database"
+        assert stage.stop() == 0
