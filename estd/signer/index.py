@@ -36,7 +36,7 @@ class Index:
         self.entries = entries
         self.newest: deque[tuple[int, bytes]] = deque(maxlen=NEWEST_ENTRIES)
         """Issuer and serial of the newest entries, newest last."""
-        self._entries = (self._make_entries(), self._make_entries())
+        self._entries = (_Table(min(2 * entries, _SET_ASIDE)), _Table(min(2 * entries, _SET_ASIDE)))
         # Empty unless an issuer's key would not sign the same bytes again.
         self._results = (_Table(_SMALLEST), _Table(_SMALLEST))
         self._turned_at = 0
@@ -105,9 +105,6 @@ class Index:
             return self._before == _digest_number(digest)
         return 0 <= at < len(self._digests) and self._digests[at] == _digest_number(digest)
 
-    def _make_entries(self) -> _Table:
-        return _Table(min(2 * self.entries, _SET_ASIDE))
-
     def _turn(self) -> None:
         end = self._first + len(self._places)
         forget = self._turned_at - self._first
@@ -116,8 +113,10 @@ class Index:
             del self._places[:forget]
             del self._digests[:forget]
         self._first, self._turned_at = self._turned_at, end
-        self._entries = (self._make_entries(), self._entries[0])
-        self._results = (_Table(_SMALLEST), self._results[0])
+        # The oldest tables are emptied and become the newest, so that there are never three of a kind.
+        self._entries, self._results = self._entries[::-1], self._results[::-1]
+        self._entries[0].clear()
+        self._results[0].clear()
 
 
 class _Table:
@@ -127,12 +126,18 @@ class _Table:
 
     def __init__(self, places: int) -> None:
         """At least so many places, rounded up to a power of two."""
-        size = 1 << max(places - 1, 1).bit_length()
+        size = max(_SMALLEST, 1 << (places - 1).bit_length())
         self.held = 0
         self._mask = size - 1
         self._keys = array("Q", (0,)) * size
         """0 where a place is free."""
         self._sequences = array("Q", (0,)) * size
+
+    def clear(self) -> None:
+        """Forget everything and keep the memory."""
+        for at in range(0, len(self._keys), _SMALLEST):
+            self._keys[at : at + _SMALLEST] = _NOTHING
+        self.held = 0
 
     def add(self, key: int, sequence: int) -> None:
         if 2 * self.held > self._mask:
@@ -180,6 +185,7 @@ def index_key(issuer_id: int, serial: bytes) -> int:
 _OFFSET_BITS: Final = 40
 _KEY_MASK: Final = (1 << 64) - 1
 _SMALLEST: Final = 64
+_NOTHING: Final = array("Q", (0,)) * _SMALLEST
 # What a table begins with at most, however many entries it may come to hold.
 _SET_ASIDE: Final = 1 << 18
 

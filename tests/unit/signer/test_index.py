@@ -65,7 +65,7 @@ def test_keys_that_are_alike_are_all_answered(monkeypatch: pytest.MonkeyPatch):
 
 def test_its_memory_is_set_aside_at_once():
     index = Index(1000)
-    sizes: set[int] = set()
+    tables, sizes = list(index._entries), set[int]()
     numbers = count(1)
     for sequence in range(1, 500):
         index.add_block(1, sequence, digest(sequence))
@@ -73,6 +73,9 @@ def test_its_memory_is_set_aside_at_once():
             index.add_entry(1, serial(next(numbers)), sequence)
         sizes.add(sum(sys.getsizeof(part) for table in index._entries for part in (table._keys, table._sequences)))
     assert sizes == {2 * 2 * (8 * 2048 + sys.getsizeof(index._entries[0]._keys[:0]))}
+    assert {id(table) for table in tables} == {id(table) for table in index._entries}, "a third one would be more memory"
+    assert index._entries[0].held <= 1000
+    assert not index.may_hold(1, serial(1)), "what was there before is forgotten"
 
 
 def test_before_the_first_block_everything_is_known():
