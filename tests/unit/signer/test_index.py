@@ -73,7 +73,9 @@ def test_its_memory_is_set_aside_at_once():
             index.add_entry(1, serial(next(numbers)), sequence)
         sizes.add(sum(sys.getsizeof(part) for table in index._entries for part in (table._keys, table._sequences)))
     assert sizes == {2 * 2 * (8 * 2048 + sys.getsizeof(index._entries[0]._keys[:0]))}
-    assert {id(table) for table in tables} == {id(table) for table in index._entries}, "a third one would be more memory"
+    assert {id(table) for table in tables} == {id(table) for table in index._entries}, (
+        "a third one would be more memory"
+    )
     assert index._entries[0].held <= 1000
     assert not index.may_hold(1, serial(1)), "what was there before is forgotten"
 
