@@ -1,32 +1,23 @@
-"""The signer's test processes are shared with the fault tests."""
+"""Running signers for the tests of this folder."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from signer_harness import running
 
 
-def load_program(name: str) -> ModuleType:
-    """A module below tests/faults, imported once."""
-    if name not in sys.modules:
-        path = Path(__file__).parents[2] / "faults" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+@pytest.fixture
+def signer(tmp_path: Path) -> Iterator[Any]:
+    with running(tmp_path, stall_seconds=0.6, prepared_seconds=30.0) as signer:
+        yield signer
 
 
-@pytest.fixture(scope="session")
-def harness() -> ModuleType:
-    return load_program("signer_harness")
-
-
-@pytest.fixture(scope="session")
-def program() -> ModuleType:
-    return load_program("signer_program")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One signer for all tests that leave it as it was."""
+    with running(tmp_path_factory.mktemp("signer"), stall_seconds=0.6, prepared_seconds=30.0) as signer:
+        yield signer

@@ -6,10 +6,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import signer_harness as harness
+from signer_harness import resumes, seals
 
 from estd.errors import Broken, Code, Unavailable
 from estd.signer.client import SignerPool
@@ -30,7 +31,7 @@ from estd.signer.frames import (
 
 
 @pytest.fixture(scope="module")
-def signers(tmp_path_factory: pytest.TempPathFactory, harness: ModuleType) -> Iterator[list[Any]]:
+def signers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     """Two slots of one node, for tests that leave them as they were."""
     directories = [tmp_path_factory.mktemp(f"slot-{slot}") for slot in range(2)]
     with harness.running(directories[0], slot=0) as first, harness.running(directories[1], slot=1) as second:
@@ -51,17 +52,7 @@ async def live(pool: SignerPool, slots: int) -> None:
             await asyncio.sleep(0.01)
 
 
-def seals(prepared: list[Any]) -> list[SealItem]:
-    return [SealItem(item.issuer_id, item.serial) for item in prepared if isinstance(item, PreparedItem)]
-
-
-def resumes(prepared: list[Any]) -> list[ResumeItem]:
-    return [
-        ResumeItem(item.issuer_id, item.serial, item.tbs_sha256) for item in prepared if isinstance(item, PreparedItem)
-    ]
-
-
-async def test_the_whole_road(pool: SignerPool, harness: ModuleType):
+async def test_the_whole_road(pool: SignerPool):
     mark, prepared = await pool.prepare([harness.item(1), harness.item(2, b"bad csr"), harness.item(3)])
     assert [type(item) for item in prepared] == [PreparedItem, RefusedItem, PreparedItem]
     sealed = await pool.seal(mark, seals(prepared))
@@ -70,7 +61,7 @@ async def test_the_whole_road(pool: SignerPool, harness: ModuleType):
     assert pool.knows(mark)
 
 
-async def test_a_pool_stays_at_home_and_uses_the_others_when_that_is_busy(pool: SignerPool, harness: ModuleType):
+async def test_a_pool_stays_at_home_and_uses_the_others_when_that_is_busy(pool: SignerPool):
     alone = [await pool.prepare([harness.item(number)]) for number in range(4)]
     assert len({mark.split(".")[0] for mark, _ in alone}) == 1
     together = await asyncio.gather(*(pool.prepare([harness.item(number)]) for number in range(4, 8)))
@@ -79,7 +70,7 @@ async def test_a_pool_stays_at_home_and_uses_the_others_when_that_is_busy(pool: 
         assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
 
 
-async def test_what_belongs_together_goes_to_one_slot_however_busy_it_is(pool: SignerPool, harness: ModuleType):
+async def test_what_belongs_together_goes_to_one_slot_however_busy_it_is(pool: SignerPool):
     mark, first = await pool.prepare([harness.item(1)])
     (other, _), (same, rest) = await asyncio.gather(
         pool.prepare([harness.item(number) for number in (2, 3)]), pool.prepare([harness.item(4)], mark)
@@ -88,7 +79,7 @@ async def test_what_belongs_together_goes_to_one_slot_however_busy_it_is(pool: S
     assert all(isinstance(one, bytes) for one in await pool.seal(mark, seals([*first, *rest])))
 
 
-async def test_the_busy_slot_is_spared(pool: SignerPool, signers: list[Any], harness: ModuleType):
+async def test_the_busy_slot_is_spared(pool: SignerPool, signers: list[Any]):
     os.kill(signers[0].process.pid, signal.SIGSTOP)
     try:
         stuck = [asyncio.ensure_future(pool.prepare([harness.item(1)] * 8)) for _ in range(2)]
@@ -100,7 +91,7 @@ async def test_the_busy_slot_is_spared(pool: SignerPool, signers: list[Any], har
     await asyncio.gather(*stuck)
 
 
-async def test_many_calls_at_once(pool: SignerPool, harness: ModuleType):
+async def test_many_calls_at_once(pool: SignerPool):
     async def one(number: int) -> None:
         mark, prepared = await pool.prepare([harness.item(number)])
         (certificate,) = await pool.seal(mark, seals(prepared))
@@ -111,7 +102,7 @@ async def test_many_calls_at_once(pool: SignerPool, harness: ModuleType):
     await asyncio.gather(*(one(number) for number in range(200)))
 
 
-async def test_resume_and_never_signed(pool: SignerPool, harness: ModuleType):
+async def test_resume_and_never_signed(pool: SignerPool):
     mark, prepared = await pool.prepare([harness.item(1)])
     assert await pool.resume(mark, resumes(prepared)) == [Verdict.NEVER_SIGNED]
     (refused,) = await pool.seal(mark, seals(prepared))
@@ -127,7 +118,7 @@ async def test_journals_of_others_are_nobodys_here(pool: SignerPool):
         await pool.resume(mark, [ResumeItem(1, b"\x01", bytes(32))])
 
 
-async def test_too_much_in_one_batch_is_our_own_fault(pool: SignerPool, harness: ModuleType):
+async def test_too_much_in_one_batch_is_our_own_fault(pool: SignerPool):
     with pytest.raises(Broken):
         await pool.prepare([harness.item(1)] * (ITEMS_MAX + 1))
     with pytest.raises(Broken):
@@ -139,7 +130,7 @@ async def test_status_comes_from_every_live_slot(pool: SignerPool):
     assert len({report.journal for report in await pool.status()}) == 2
 
 
-async def test_a_cancelled_call_leaves_nothing_behind(pool: SignerPool, signers: list[Any], harness: ModuleType):
+async def test_a_cancelled_call_leaves_nothing_behind(pool: SignerPool, signers: list[Any]):
     for signer in signers:
         os.kill(signer.process.pid, signal.SIGSTOP)
     try:
@@ -159,7 +150,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(pool: SignerPool, signers:
 # --- what goes wrong -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_signer_that_does_not_answer_meets_the_deadline(tmp_path: Path, harness: ModuleType):
+async def test_a_signer_that_does_not_answer_meets_the_deadline(tmp_path: Path):
     with harness.running(tmp_path) as signer:
         pool = SignerPool([signer.path], deadline_seconds=0.3)
         await live(pool, 1)
@@ -175,7 +166,7 @@ async def test_a_signer_that_does_not_answer_meets_the_deadline(tmp_path: Path, 
         await pool.close()
 
 
-async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_path: Path, harness: ModuleType):
+async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_path: Path):
     with harness.running(tmp_path) as signer:
         pool = SignerPool([signer.path], patience_seconds=0.2)
         mark, prepared = await pool.prepare([harness.item(1)])
@@ -207,7 +198,7 @@ async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_pat
         await pool.close()
 
 
-async def test_what_a_slot_that_dies_was_preparing_another_one_prepares(tmp_path: Path, harness: ModuleType):
+async def test_what_a_slot_that_dies_was_preparing_another_one_prepares(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with harness.running(tmp_path / "a", slot=0) as home, harness.running(tmp_path / "b", slot=1) as other:
@@ -226,7 +217,7 @@ async def test_what_a_slot_that_dies_was_preparing_another_one_prepares(tmp_path
             await pool.close()
 
 
-async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path, harness: ModuleType):
+async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with harness.running(tmp_path / "a", slot=0) as home, harness.running(tmp_path / "b", slot=1) as other:
@@ -248,7 +239,7 @@ async def test_a_slot_that_is_stopping_is_avoided(tmp_path: Path, harness: Modul
             await pool.close()
 
 
-async def test_the_other_slot_goes_on(tmp_path: Path, signers: list[Any], harness: ModuleType):
+async def test_the_other_slot_goes_on(tmp_path: Path, signers: list[Any]):
     with harness.running(tmp_path, slot=5) as signer:
         pool = SignerPool([signer.path, signers[0].path])
         await live(pool, 2)
@@ -261,7 +252,7 @@ async def test_the_other_slot_goes_on(tmp_path: Path, signers: list[Any], harnes
         await pool.close()
 
 
-async def test_a_pool_made_before_its_signers_waits_a_little(tmp_path: Path, harness: ModuleType):
+async def test_a_pool_made_before_its_signers_waits_a_little(tmp_path: Path):
     pool = SignerPool([str(tmp_path / "signer.sock")], patience_seconds=8)
     call = asyncio.ensure_future(pool.prepare([harness.item(1)]))
     await asyncio.sleep(0.05)
@@ -272,7 +263,7 @@ async def test_a_pool_made_before_its_signers_waits_a_little(tmp_path: Path, har
     await pool.close()
 
 
-async def test_without_any_signer_it_says_so(tmp_path: Path, harness: ModuleType):
+async def test_without_any_signer_it_says_so(tmp_path: Path):
     pool = SignerPool([str(tmp_path / "none.sock")], patience_seconds=0.1)
     started = time.monotonic()
     with pytest.raises(Unavailable, match="no signer answers"):
@@ -282,7 +273,7 @@ async def test_without_any_signer_it_says_so(tmp_path: Path, harness: ModuleType
     await pool.close()
 
 
-async def test_closing_fails_what_is_on_its_way(tmp_path: Path, harness: ModuleType):
+async def test_closing_fails_what_is_on_its_way(tmp_path: Path):
     with harness.running(tmp_path) as signer:
         pool = SignerPool([signer.path])
         await live(pool, 1)
@@ -325,7 +316,7 @@ async def serve(path: Path, answer: Callable[[Any], bytes]) -> asyncio.Server:
         lambda message: write_frame(StatusReport(message.number, REPORT.journal, False, {}, 0, {})),
     ],
 )
-async def test_a_signer_that_answers_nonsense_is_left(tmp_path: Path, harness: ModuleType, answer: Any):
+async def test_a_signer_that_answers_nonsense_is_left(tmp_path: Path, answer: Any):
     server = await serve(tmp_path / "false.sock", answer)
     pool = SignerPool([str(tmp_path / "false.sock")], deadline_seconds=1)
     await live(pool, 1)
@@ -335,7 +326,7 @@ async def test_a_signer_that_answers_nonsense_is_left(tmp_path: Path, harness: M
     server.close()
 
 
-async def test_answers_to_nobody_are_ignored(tmp_path: Path, harness: ModuleType):
+async def test_answers_to_nobody_are_ignored(tmp_path: Path):
     def answer(message: Any) -> bytes:
         refusal = (RefusedItem(Code.LINT, "no"),)
         return write_frame(Prepared(message.number ^ 0x7000, MARK, refusal)) + write_frame(
@@ -349,7 +340,7 @@ async def test_answers_to_nobody_are_ignored(tmp_path: Path, harness: ModuleType
     server.close()
 
 
-def test_it_works_under_uvloop_too(signers: list[Any], harness: ModuleType):
+def test_it_works_under_uvloop_too(signers: list[Any]):
     uvloop = pytest.importorskip("uvloop")
 
     async def road() -> None:

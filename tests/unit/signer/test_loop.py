@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import signer_harness as harness
+from signer_harness import resume_all, seal_all
 
 from estd.errors import Code
 from estd.keys.software import generate
@@ -24,12 +24,7 @@ from estd.signer.frames import (
     Failed,
     Ping,
     Prepare,
-    Prepared,
     PreparedItem,
-    Resume,
-    ResumeItem,
-    Seal,
-    SealItem,
     Status,
     StatusReport,
     Unlock,
@@ -40,19 +35,6 @@ from estd.signer.journal import Journal
 from estd.signer.segments import check_journal, read_journal
 
 
-@pytest.fixture
-def signer(tmp_path: Path, harness: ModuleType) -> Iterator[Any]:
-    with harness.running(tmp_path, stall_seconds=0.6, prepared_seconds=30.0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, harness: ModuleType) -> Iterator[Any]:
-    """One signer for all tests that leave it as it was."""
-    with harness.running(tmp_path_factory.mktemp("signer"), stall_seconds=0.6, prepared_seconds=30.0) as running:
-        yield running
-
-
 def wait_until(condition: Any, seconds: float = 8) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -60,29 +42,10 @@ def wait_until(condition: Any, seconds: float = 8) -> None:
         time.sleep(0.02)
 
 
-def seal_all(prepared: Prepared, number: int = 50) -> Seal:
-    return Seal(
-        number,
-        tuple(SealItem(item.issuer_id, item.serial) for item in prepared.items if isinstance(item, PreparedItem)),
-    )
-
-
-def resume_all(prepared: Prepared, number: int = 60) -> Resume:
-    return Resume(
-        number,
-        prepared.mark,
-        tuple(
-            ResumeItem(item.issuer_id, item.serial, item.tbs_sha256)
-            for item in prepared.items
-            if isinstance(item, PreparedItem)
-        ),
-    )
-
-
 # --- the road ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_served(shared: Any, harness: ModuleType):
+def test_a_worker_is_served(shared: Any):
     worker = shared.connect()
     status = worker.call(Status(1))
     prepared = worker.call(Prepare(2, (harness.item(1), harness.item(2, b"bad csr"), harness.item(3))))
@@ -94,7 +57,7 @@ def test_a_worker_is_served(shared: Any, harness: ModuleType):
     assert check_journal(shared.directory / "journal", 0, [prepared.mark]).entries >= 2
 
 
-def test_answers_carry_the_number_of_their_request(shared: Any, harness: ModuleType):
+def test_answers_carry_the_number_of_their_request(shared: Any):
     worker = shared.connect()
     for number in (4, 4_000_000_000, 0):
         worker.send(Prepare(number, (harness.item(number),)))
@@ -102,14 +65,14 @@ def test_answers_carry_the_number_of_their_request(shared: Any, harness: ModuleT
     assert [worker.receive().number for _ in range(4)] == [4, 4_000_000_000, 0, 9]
 
 
-def test_what_one_connection_prepared_another_may_seal(shared: Any, harness: ModuleType):
+def test_what_one_connection_prepared_another_may_seal(shared: Any):
     first, second = shared.connect(), shared.connect()
     prepared = first.call(Prepare(1, (harness.item(1),)))
     first.close()
     assert isinstance(second.call(seal_all(prepared)).items[0], bytes)
 
 
-def test_never_signed_is_said_and_kept(shared: Any, harness: ModuleType):
+def test_never_signed_is_said_and_kept(shared: Any):
     worker = shared.connect()
     prepared = worker.call(Prepare(1, (harness.item(1),)))
     # Sent together: whichever is done first, the other one must agree with it.
@@ -125,7 +88,7 @@ def test_never_signed_is_said_and_kept(shared: Any, harness: ModuleType):
         assert answers[50] == answers[60]
 
 
-def test_what_is_prepared_expires(tmp_path: Path, harness: ModuleType):
+def test_what_is_prepared_expires(tmp_path: Path):
     with harness.running(tmp_path, prepared_seconds=0.1, prepared_limit=2) as signer:
         worker = signer.connect()
         prepared = worker.call(Prepare(1, tuple(harness.item(number) for number in range(3))))
@@ -138,7 +101,7 @@ def test_what_is_prepared_expires(tmp_path: Path, harness: ModuleType):
 # --- who may call what -------------------------------------------------------------------------------------------------
 
 
-def test_other_users_are_refused_at_accept(tmp_path: Path, harness: ModuleType):
+def test_other_users_are_refused_at_accept(tmp_path: Path):
     with harness.running(tmp_path, allowed_uids=[os.getuid() + 1]) as signer:
         stranger = signer.connect()
         assert stranger.call(Status(1)) is None
@@ -149,7 +112,7 @@ def test_other_users_are_refused_at_accept(tmp_path: Path, harness: ModuleType):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize("allowed", [False, True])
-def test_the_kernel_says_which_user_calls(harness: ModuleType, allowed: bool, tmp_path: Path):
+def test_the_kernel_says_which_user_calls(allowed: bool, tmp_path: Path):
     nobody = 65534
     with harness.running(tmp_path, allowed_uids=[0, nobody] if allowed else [0]) as signer:
         # Even where file modes would let another user in.
@@ -172,7 +135,7 @@ def test_the_kernel_says_which_user_calls(harness: ModuleType, allowed: bool, tm
             assert signer.report().counters["connections_refused"] == 1
 
 
-def test_workers_cannot_load_or_unlock_or_drain(shared: Any, harness: ModuleType):
+def test_workers_cannot_load_or_unlock_or_drain(shared: Any):
     before = shared.report().counters["connections_cut"]
     for message in (Unlock(1, bytes(32)), shared.load_message(), Drop(3, 7), Drain(4), Ping(5)):
         worker = shared.connect()
@@ -181,7 +144,7 @@ def test_workers_cannot_load_or_unlock_or_drain(shared: Any, harness: ModuleType
     assert shared.report().ecosystems == {harness.ECOSYSTEM: [harness.VERSION]}
 
 
-def test_too_many_connections_are_refused(tmp_path: Path, harness: ModuleType):
+def test_too_many_connections_are_refused(tmp_path: Path):
     with harness.running(tmp_path, connections_max=3) as signer:
         workers = [signer.connect() for _ in range(3)]
         assert all(worker.call(Status(1)) is not None for worker in workers)
@@ -194,7 +157,7 @@ def test_too_many_connections_are_refused(tmp_path: Path, harness: ModuleType):
 # --- the control channel -----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_loaded_before_the_key_encryption_key(tmp_path: Path, harness: ModuleType):
+def test_nothing_is_loaded_before_the_key_encryption_key(tmp_path: Path):
     signer = harness.SignerProcess(tmp_path, generate("ec-p256")).start(load=False)
     try:
         assert signer.control.call(Ping(1)) == Done(1)
@@ -210,7 +173,7 @@ def test_nothing_is_loaded_before_the_key_encryption_key(tmp_path: Path, harness
         signer.stop()
 
 
-def test_a_wrong_key_encryption_key_is_refused_and_survived(tmp_path: Path, harness: ModuleType):
+def test_a_wrong_key_encryption_key_is_refused_and_survived(tmp_path: Path):
     signer = harness.SignerProcess(tmp_path, generate("ec-p256")).start(load=False)
     try:
         signer.control.call(Unlock(1, bytes(32)))
@@ -243,7 +206,7 @@ def test_garbage_on_the_control_channel_ends_the_signer_in_order(signer: Any):
         write_frame(Status(1))[:-1] + b"\xff\xff",
     ],
 )
-def test_garbage_cuts_its_sender_alone(shared: Any, harness: ModuleType, octets: bytes):
+def test_garbage_cuts_its_sender_alone(shared: Any, octets: bytes):
     honest, hostile = shared.connect(), shared.connect()
     assert honest.call(Status(1)) is not None
     hostile.end.sendall(octets)
@@ -262,7 +225,7 @@ def test_half_a_frame_is_given_up_after_a_while(shared: Any):
     assert idle.call(Status(2)) is not None
 
 
-def test_a_peer_that_does_not_read_holds_up_nobody(shared: Any, harness: ModuleType):
+def test_a_peer_that_does_not_read_holds_up_nobody(shared: Any):
     hostile, honest = shared.connect(), shared.connect()
     before = shared.report().counters["connections_cut"]
     csr = bytes(60_000)
@@ -286,7 +249,7 @@ def test_a_peer_that_does_not_read_holds_up_nobody(shared: Any, harness: ModuleT
     honest.close()
 
 
-def test_a_slow_reader_that_keeps_reading_gets_everything(shared: Any, harness: ModuleType):
+def test_a_slow_reader_that_keeps_reading_gets_everything(shared: Any):
     slow = shared.connect()
     items = tuple(harness.item(number, csr=bytes(50_000) + b"%d" % number) for number in range(10))
     prepared = slow.call(Prepare(1, items))
@@ -303,7 +266,7 @@ def test_a_slow_reader_that_keeps_reading_gets_everything(shared: Any, harness: 
     assert all(answer.items == sealed.items for answer in answers)
 
 
-def test_a_flood_does_not_starve_others(shared: Any, harness: ModuleType):
+def test_a_flood_does_not_starve_others(shared: Any):
     flood, honest = shared.connect(), shared.connect()
     batch = write_frame(Prepare(1, tuple(harness.item(number) for number in range(64))))
     stop = threading.Event()
@@ -342,7 +305,7 @@ def test_a_flood_does_not_starve_others(shared: Any, harness: ModuleType):
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Drain", "supervisor gone"])
-def test_draining_finishes_what_is_in_hand(signer: Any, harness: ModuleType, how: str):
+def test_draining_finishes_what_is_in_hand(signer: Any, how: str):
     worker = signer.connect()
     prepared = worker.call(Prepare(1, (harness.item(1),)))
     if how == "SIGTERM":
@@ -360,7 +323,7 @@ def test_draining_finishes_what_is_in_hand(signer: Any, harness: ModuleType, how
     assert list(read_journal(signer.directory / "journal", 0))[-1].kind is Kind.CLOSED
 
 
-def test_draining_does_not_wait_for_ever(tmp_path: Path, harness: ModuleType):
+def test_draining_does_not_wait_for_ever(tmp_path: Path):
     with harness.running(tmp_path, drain_seconds=0.5) as signer:
         worker = signer.connect()
         worker.call(Prepare(1, (harness.item(1),)))
@@ -370,7 +333,7 @@ def test_draining_does_not_wait_for_ever(tmp_path: Path, harness: ModuleType):
         assert 0.3 < time.monotonic() - started < 5
 
 
-def test_a_clock_set_back_stops_issuance(tmp_path: Path, harness: ModuleType):
+def test_a_clock_set_back_stops_issuance(tmp_path: Path):
     future = datetime.now(UTC) + timedelta(days=2)
     journal = Journal.open(tmp_path / "journal", 0, future)
     journal.record_entries([Entry(1, b"\x01", bytes(32), b"tbs")], future)

@@ -5,12 +5,11 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
+import signer_harness as harness
+from signer_harness import resume_all, seal_all
 
 from estd.errors import Code
 from estd.keys.software import generate
@@ -19,12 +18,6 @@ from estd.signer.frames import (
     Failed,
     Ping,
     Prepare,
-    Prepared,
-    PreparedItem,
-    Resume,
-    ResumeItem,
-    Seal,
-    SealItem,
     Status,
     Unlock,
     Verdict,
@@ -32,46 +25,7 @@ from estd.signer.frames import (
 )
 
 
-@pytest.fixture
-def signer(tmp_path: Path, harness: ModuleType) -> Iterator[Any]:
-    with harness.running(tmp_path, stall_seconds=0.6, prepared_seconds=30.0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, harness: ModuleType) -> Iterator[Any]:
-    """One signer for all tests that leave it as it was."""
-    with harness.running(tmp_path_factory.mktemp("signer"), stall_seconds=0.6, prepared_seconds=30.0) as running:
-        yield running
-
-
-def wait_until(condition: Any, seconds: float = 8) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.02)
-
-
-def seal_all(prepared: Prepared, number: int = 50) -> Seal:
-    return Seal(
-        number,
-        tuple(SealItem(item.issuer_id, item.serial) for item in prepared.items if isinstance(item, PreparedItem)),
-    )
-
-
-def resume_all(prepared: Prepared, number: int = 60) -> Resume:
-    return Resume(
-        number,
-        prepared.mark,
-        tuple(
-            ResumeItem(item.issuer_id, item.serial, item.tbs_sha256)
-            for item in prepared.items
-            if isinstance(item, PreparedItem)
-        ),
-    )
-
-
-def test_it_may_listen_on_an_inherited_socket(tmp_path: Path, harness: ModuleType):
+def test_it_may_listen_on_an_inherited_socket(tmp_path: Path):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "inherited.sock"))
     listener.listen()
@@ -92,7 +46,7 @@ def test_it_may_listen_on_an_inherited_socket(tmp_path: Path, harness: ModuleTyp
         listener.close()
 
 
-def test_what_was_prepared_before_a_restart_was_never_signed(signer: Any, harness: ModuleType):
+def test_what_was_prepared_before_a_restart_was_never_signed(signer: Any):
     prepared = signer.connect().call(Prepare(1, (harness.item(1),)))
     signer.kill()
     signer.start()
@@ -101,7 +55,7 @@ def test_what_was_prepared_before_a_restart_was_never_signed(signer: Any, harnes
     assert worker.call(resume_all(prepared)).items == (Verdict.NEVER_SIGNED,)
 
 
-def test_a_second_signer_on_the_same_journal_does_not_start(signer: Any, harness: ModuleType):
+def test_a_second_signer_on_the_same_journal_does_not_start(signer: Any):
     other = harness.SignerProcess(signer.directory, signer.key).start(load=False)
     assert other.wait() == 78
     assert "another signer holds this journal" in other.log
@@ -122,14 +76,14 @@ def test_a_damaged_journal_stops_the_start_with_a_plain_message(signer: Any):
     assert "Traceback" not in signer.log
 
 
-def test_a_socket_that_cannot_be_used_stops_the_start(tmp_path: Path, harness: ModuleType):
+def test_a_socket_that_cannot_be_used_stops_the_start(tmp_path: Path):
     signer = harness.SignerProcess(tmp_path, generate("ec-p256"), socket_path=str(tmp_path / "none" / "x.sock"))
     signer.start(load=False)
     assert signer.wait() == 78
     assert "cannot be listened on" in signer.log
 
 
-def test_the_real_engine_is_what_the_module_runs(tmp_path: Path, harness: ModuleType):
+def test_the_real_engine_is_what_the_module_runs(tmp_path: Path):
     signer = harness.SignerProcess(tmp_path, generate("ec-p256")).start(load=False, program=None)
     try:
         assert signer.control.call(Unlock(1, harness.KEK)) == Done(1)
@@ -142,7 +96,7 @@ def test_the_real_engine_is_what_the_module_runs(tmp_path: Path, harness: Module
         signer.stop()
 
 
-def test_no_secret_is_in_argv_or_environment_or_log(shared: Any, harness: ModuleType):
+def test_no_secret_is_in_argv_or_environment_or_log(shared: Any):
     proc = Path(f"/proc/{shared.process.pid}")
     shown = proc.joinpath("cmdline").read_bytes() + shared.log.encode()
     try:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from estd.keys.software import SoftwareKey, generate, seal
 from estd.signer.frames import (
     Load,
     LoadedIssuer,
+    Prepared,
+    PreparedItem,
     PrepareItem,
+    RefusedItem,
+    Resume,
+    ResumeItem,
+    Seal,
+    SealItem,
     Status,
     StatusReport,
     Unlock,
@@ -90,9 +97,19 @@ class SignerProcess:
                 **settings,
             }
         )
-        self.process: subprocess.Popen[bytes] | None = None
-        self.control: Peer | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: Peer | None = None
         self.log_path = directory / "signer.log"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def control(self) -> Peer:
+        assert self._control is not None
+        return self._control
 
     @property
     def path(self) -> str:
@@ -111,14 +128,14 @@ class SignerProcess:
             settings.flush()
             fds = [settings.fileno(), theirs.fileno()]
             what = ["-m", "estd.signer.server"] if program is None else [str(program)]
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, *what, *map(str, fds), *trap],
                 pass_fds=[*fds, *(inherit or [])],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
         theirs.close()
-        self.control = Peer(ours, control_answer_reader())
+        self._control = Peer(ours, control_answer_reader())
         if load:
             assert self.control.call(Unlock(1, KEK)) is not None, self.log
             assert self.control.call(self.load_message()) is not None, self.log
@@ -135,26 +152,21 @@ class SignerProcess:
         return Peer(end, answer_reader())
 
     def report(self) -> StatusReport:
-        assert self.control is not None
         answer = self.control.call(Status(9))
         assert isinstance(answer, StatusReport), self.log
         return answer
 
     def kill(self) -> None:
-        assert self.process is not None
-        assert self.control is not None
         self.process.send_signal(signal.SIGKILL)
         self.wait()
 
     def wait(self, seconds: float = 15) -> int:
-        assert self.process is not None
-        assert self.control is not None
         status = self.process.wait(seconds)
         self.control.close()
         return status
 
     def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             self.kill()
 
 
@@ -173,3 +185,23 @@ def item(number: int, csr: bytes | None = None, version: int = VERSION) -> Prepa
     subject = der.sequence(der.octet_string(b"device %d" % number))
     key = hashlib.sha256(b"request %d" % number).digest()
     return PrepareItem(key, ECOSYSTEM, version, "device", csr or b"csr %d" % number, subject, None)
+
+
+def seals(items: Iterable[PreparedItem | RefusedItem]) -> tuple[SealItem, ...]:
+    """The parts of a request to seal those that were prepared."""
+    return tuple(SealItem(item.issuer_id, item.serial) for item in items if isinstance(item, PreparedItem))
+
+
+def resumes(items: Iterable[PreparedItem | RefusedItem]) -> tuple[ResumeItem, ...]:
+    """The parts of a request to resume those that were prepared."""
+    return tuple(
+        ResumeItem(item.issuer_id, item.serial, item.tbs_sha256) for item in items if isinstance(item, PreparedItem)
+    )
+
+
+def seal_all(prepared: Prepared, number: int = 50) -> Seal:
+    return Seal(number, seals(prepared.items))
+
+
+def resume_all(prepared: Prepared, number: int = 60) -> Resume:
+    return Resume(number, prepared.mark, resumes(prepared.items))
