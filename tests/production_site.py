@@ -6,11 +6,11 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from patience import wait_for_file
 from production_postgres import ProductionPostgres
 
 ECOSYSTEM = """
@@ -69,11 +69,7 @@ class Site:
         with log.open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 60
-            while not ready.exists():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
+            wait_for_file(ready, process, 60, log.read_text)
             self.port = json.loads(ready.read_text())["port"]
             yield
         finally:

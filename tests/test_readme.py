@@ -12,12 +12,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from live_server import judge
+from patience import wait_for_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,9 +82,5 @@ def test_the_commands_work(tmp_path: Path) -> None:
 
 def wait_for_port(running: subprocess.Popen[bytes], directory: Path) -> int:
     """The port of the server, once it serves."""
-    deadline = time.monotonic() + 60
-    while not (directory / "lab/run.json").exists():
-        assert running.poll() is None, (directory / "server.log").read_text()
-        assert time.monotonic() < deadline, (directory / "server.log").read_text()
-        time.sleep(0.1)
+    wait_for_file(directory / "lab/run.json", running, 60, (directory / "server.log").read_text)
     return int(json.loads((directory / "lab/run.json").read_bytes())["port"])

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ import pytest
 from cryptography import x509
 from live_server import judge
 from other_users import Interpreter, find_interpreter
+from patience import wait_for_file, wait_until
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become other users")
 
@@ -118,9 +118,7 @@ class Site:
             self.server = self.python.popen(
                 SERVER, *arguments, groups=[SIGNER], unit=self.units["server"], stdout=log, stderr=log
             )
-        server = self.server
-        wait_until(lambda: ready.exists() or server.poll() is not None, self)
-        assert server.poll() is None, self.log.read_text()
+        wait_for_file(ready, self.server, 60, self.log.read_text)
         facts = json.loads(ready.read_text())
         self.port, self.ops_port = facts["port"], facts["ops_port"]
 
@@ -135,6 +133,9 @@ class Site:
         except OSError:
             return False
         return True
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        wait_until(condition, 60, self.log.read_text)
 
     def estd(self, *arguments: str | Path) -> tuple[int, str]:
         """A command as the operator gives it, who has the key; in the server's name because of its private database."""
@@ -197,7 +198,8 @@ def site() -> Iterator[Site]:
         (folder / "python").mkdir()
         site = Site(folder, find_interpreter(folder / "python"))
         try:
-            wait_until(lambda: all(path.with_name(f"{path.name}.control").is_socket() for path in site.sockets), site)
+            controls = [path.with_name(f"{path.name}.control") for path in site.sockets]
+            site.wait_until(lambda: all(path.is_socket() for path in controls))
             status, said = site.python.run(SERVER, "-m", "estd", "serve", "--config", site.settings, groups=[SIGNER])
             assert status == 2, said
             assert "holds no key to make the first one" in said
@@ -210,13 +212,6 @@ def site() -> Iterator[Site]:
         finally:
             statuses = site.close()
         assert statuses == [0, 0], site.log.read_text()
-
-
-def wait_until(condition: Callable[[], bool], site: Site, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, site.log.read_text()
-        time.sleep(0.05)
 
 
 def test_devices_enroll_and_each_process_has_its_user(site: Site) -> None:
@@ -285,10 +280,10 @@ def test_a_killed_signer_is_linked_and_loaded_again(site: Site) -> None:
     for process in site.signers:
         process.kill()
         process.wait(30)
-    wait_until(lambda: not site.is_ready(), site)
+    site.wait_until(lambda: not site.is_ready())
     site.signers = [site.start_signer(slot) for slot in (0, 1)]
-    wait_until(lambda: site.log.read_text().count("signer linked") >= before + 2, site)
-    wait_until(site.is_ready, site)
+    site.wait_until(lambda: site.log.read_text().count("signer linked") >= before + 2)
+    site.wait_until(site.is_ready)
     site.enroll("pump-2")
 
 

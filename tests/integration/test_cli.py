@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from live_server import NORTH, SOUTH, Live
+from patience import wait_for_file, wait_until
 
 from estd.app.lessons import write_lessons
 from estd.app.playground import Playground, read_codes
@@ -71,15 +72,6 @@ def refusal(*arguments: object, given: str = "") -> tuple[int, dict[str, Any]]:
 
 def server_of(live: Live, label: str = NORTH) -> tuple[object, ...]:
     return ("--url", f"https://localhost:{live.port}", "--trust", live.trust, "--label", label)
-
-
-def eventually(check: Any, seconds: float = 10.0) -> Any:
-    """What `check` answers once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
-    return found
 
 
 # --- devices -----------------------------------------------------------------------------------------------------------
@@ -227,7 +219,7 @@ def test_an_ecosystem_of_ones_own_beside_a_running_server(live: Live, tmp_path: 
     [(device, code)] = read_codes(tmp_path / "codes.csv")
     enroll = ("enroll", *server_of(live, "plant"), "--device", device, "--out", tmp_path / "d")
     # The running server follows within a second or so.
-    eventually(lambda: estd(*enroll, given=code).returncode == 0)
+    wait_until(lambda: estd(*enroll, given=code).returncode == 0)
     certificate = read_pem(tmp_path / "d/device.pem")
     assert certificate.subject.rfc4514_string() == "CN=Pump 17"
     export = tmp_path / "root.pem"
@@ -253,7 +245,7 @@ def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None
     codes = {one["device"]: one["code"] for one in made}
     enroll = ("enroll", *server_of(live, "yard"))
     third = ("--device", "pump-3", "--out", tmp_path / "3")
-    eventually(lambda: estd(*enroll, *third, given=codes["pump-3"]).returncode == 0)
+    wait_until(lambda: estd(*enroll, *third, given=codes["pump-3"]).returncode == 0)
 
     # The newest code is spent, and the newest that works is found all the same.
     assert ask("code", "list", "--unused", "--limit", "1", *yard)[0]["device"] == "pump-2"
@@ -303,7 +295,7 @@ def test_a_revoked_device_is_refused_from_its_next_request_on(live: Live, tmp_pa
     assert ask("cert", "show", enrolled["serial"], *here)["state"] == "revoked"
     renew = ("enroll", *server_of(live), "--out", home, "--renew")
     # Until the worker has heard of it, a second at most, the renewal may still go through.
-    error = eventually(lambda: (done := estd(*renew, "--json")).returncode == 1 and json.loads(done.stderr)["error"], 5)
+    error = wait_until(lambda: (done := estd(*renew, "--json")).returncode == 1 and json.loads(done.stderr)["error"], 5)
     assert "certificate-revoked" in error["message"]
     events = ask("audit", "list", "--ecosystem", NORTH, "--outcome", "refused", "--limit", "500", *here)
     assert "certificate-revoked" in {event["code"] for event in events}
@@ -347,7 +339,7 @@ def quickstart(directory: Path, *options: object) -> Iterator[tuple[subprocess.P
         start_new_session=True,
     )
     try:
-        eventually(lambda: (directory / "run.json").exists() or process.poll() is not None, 60)
+        wait_until(lambda: (directory / "run.json").exists() or process.poll() is not None, 60)
         assert process.poll() is None, process.communicate()[1]
         yield process, json.loads((directory / "run.json").read_text())
     finally:
@@ -360,6 +352,7 @@ def quickstart(directory: Path, *options: object) -> Iterator[tuple[subprocess.P
 def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
     site, ready = tmp_path / "lab", tmp_path / "ready.json"
     with quickstart(site, "--ready-file", ready) as (process, facts):
+        wait_until(ready.exists)
         assert json.loads(ready.read_text())["port"] == facts["port"] != 0
         assert facts["pid"] == process.pid
         status, error = refusal("quickstart", "--dir", site, "--port", "0", "--ops-port", "0")
@@ -399,8 +392,7 @@ def test_a_server_from_settings(tmp_path: Path) -> None:
             [str(ESTD), "serve", "--config", str(settings), "--ready-file", str(ready)], stdout=output, stderr=output
         )
         try:
-            eventually(lambda: ready.exists() or process.poll() is not None, 60)
-            assert process.poll() is None, log.read_text()
+            wait_for_file(ready, process, 60, log.read_text)
             assert ask("serve", "--config", settings, "--check")["running"] is True
         finally:
             process.send_signal(signal.SIGTERM)

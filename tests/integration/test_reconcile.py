@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from factory import make_csr, make_name
 from line import Line, basic
 from live_server import Device, make_device
+from patience import wait_for_file
 
 LABEL = "campus-north"
 
@@ -46,11 +46,7 @@ class Site:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 90
-        while not run.exists():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.1)
+        wait_for_file(run, self.process, 90, self.log_path.read_text)
         self.port = int(json.loads(run.read_text())["port"])
 
     def stop(self) -> None:

@@ -14,9 +14,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from OpenSSL import SSL
+from patience import wait_for_file, wait_until
 from postgres_fixture import Database
 
 PATH = "/.well-known/est/campus-north/simpleenroll"
@@ -59,11 +59,7 @@ class Site:
             stdin=subprocess.DEVNULL,
         )
         run = self.directory / "run.json"
-        deadline = time.monotonic() + 60
-        while not run.exists():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.1)
+        wait_for_file(run, self.process, 60, self.log_path.read_text)
         facts = json.loads(run.read_text())
         self.address = ("127.0.0.1", int(facts["port"]))
         self.ops_port = int(facts["ops_port"])
@@ -74,6 +70,12 @@ class Site:
     @property
     def log(self) -> str:
         return self.log_path.read_text()
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        wait_until(condition, seconds, self.log_path.read_text)
+
+    def wait_until_gone(self, workers: set[int]) -> None:
+        self.wait_until(lambda: not self.workers() & workers, 30)
 
     def connect(self, device: fleet.Device) -> fleet.Connection:
         return fleet.Connection(self.address, self.trust, device)
@@ -191,10 +193,7 @@ def test_a_reload_refuses_nobody(site: Site) -> None:
     for _ in range(3):
         before = site.workers()
         site.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 30
-        while site.workers() & before:
-            assert time.monotonic() < deadline, site.log
-            time.sleep(0.05)
+        site.wait_until_gone(before)
         assert site.workers()
     traffic.finish()
     assert traffic.turned_away == []
@@ -208,10 +207,7 @@ def test_wrong_settings_are_not_taken_over(site: Site) -> None:
     good = settings.read_text()
     settings.write_text(good + '\n[colour]\nshade = "blue"\n')
     site.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while "settings not reloaded" not in site.log:
-        assert time.monotonic() < deadline, site.log
-        time.sleep(0.05)
+    site.wait_until(lambda: "settings not reloaded" in site.log, 10)
     assert "colour" in site.log
     assert site.workers() == before
     device = site.devices[0]
@@ -225,19 +221,13 @@ def test_a_reload_that_meets_a_broken_disk_is_not_the_last(site: Site) -> None:
     trust.rename(kept)
     trust.mkdir()  # stands for whatever keeps a file from being read or written
     site.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while "reload failed; the old workers stay" not in site.log:
-        assert time.monotonic() < deadline, site.log
-        time.sleep(0.05)
+    site.wait_until(lambda: "reload failed; the old workers stay" in site.log, 10)
     assert "a supervisor task failed" not in site.log
     assert site.workers() == before
     trust.rmdir()
     kept.rename(trust)
     site.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 30
-    while site.workers() & before:
-        assert time.monotonic() < deadline, site.log
-        time.sleep(0.05)
+    site.wait_until_gone(before)
     device = site.devices[0]
     assert site.connect(device).request("POST", PATH, device.bodies[0])[0] == 200
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from estd.app.children import Adopted, Child
 from estd.app.control import Control
@@ -40,12 +41,6 @@ def child(tmp_path: Path, source: str) -> tuple[Child, list[Control]]:
         controls.append(control)
 
     return Child("child", [str(script)], [], greet), controls
-
-
-async def until(condition: object, seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
 
 
 async def test_a_child_becomes_ready_and_stops_when_asked(tmp_path: Path) -> None:

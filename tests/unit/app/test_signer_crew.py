@@ -12,13 +12,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from database_proxy import database_proxy
+from patience import until
 from postgres_fixture import Database
 
 from estd.app.apply import apply_document
@@ -90,12 +90,6 @@ async def find_versions(store: PostgresStore) -> dict[str, tuple[int, int]]:
 async def ask(crew: SignerCrew, name: str) -> dict[int, list[int]]:
     """Which versions of which ecosystem that signer knows."""
     return (await crew.controls[name].status()).ecosystems
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def lives(pid: int) -> bool:

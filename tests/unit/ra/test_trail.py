@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from database_proxy import database_proxy
+from patience import until
 from postgres_fixture import Database
 from store_values import make_event
 
@@ -54,12 +55,6 @@ async def trail(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     trail.start()
     yield trail
     await trail.stop()
-
-
-async def until(condition: object) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
 
 
 async def test_an_event_is_committed_when_record_returns(store: PostgresStore) -> None:

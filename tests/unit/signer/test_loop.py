@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import signer_harness as harness
+from patience import wait_until
 from signer_harness import resume_all, seal_all
 
 from estd.errors import Code
@@ -33,14 +34,6 @@ from estd.signer.frames import (
 )
 from estd.signer.journal import Journal
 from estd.signer.segments import check_journal, read_journal
-
-
-def wait_until(condition: Any, seconds: float = 8) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.02)
-
 
 # --- the road ----------------------------------------------------------------------------------------------------------
 
@@ -93,7 +86,7 @@ def test_what_is_prepared_expires(tmp_path: Path):
         worker = signer.connect()
         prepared = worker.call(Prepare(1, tuple(harness.item(number) for number in range(3))))
         assert prepared.items[2].code is Code.OVERLOADED
-        wait_until(lambda: signer.report().counters["expired"] == 2)
+        wait_until(lambda: signer.report().counters["expired"] == 2, 8)
         assert worker.call(seal_all(prepared)).items[0].code is Code.SIGNER_UNAVAILABLE
         assert worker.call(resume_all(prepared)).items == (Verdict.NEVER_SIGNED,) * 2
 
@@ -150,7 +143,7 @@ def test_too_many_connections_are_refused(tmp_path: Path):
         assert all(worker.call(Status(1)) is not None for worker in workers)
         assert signer.connect().call(Status(1)) is None
         workers[0].close()
-        wait_until(lambda: signer.report().counters["connections"] == 2)
+        wait_until(lambda: signer.report().counters["connections"] == 2, 8)
         assert signer.connect().call(Status(1)) is not None
 
 
@@ -245,7 +238,7 @@ def test_a_peer_that_does_not_read_holds_up_nobody(shared: Any):
         assert isinstance(honest.call(Prepare(2, (harness.item(1000 + number),))).items[0], PreparedItem)
     rss = int(Path(f"/proc/{shared.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert rss < 300 * 1024 * 1024
-    wait_until(lambda: shared.report().counters["connections_cut"] > before)
+    wait_until(lambda: shared.report().counters["connections_cut"] > before, 8)
     honest.close()
 
 
@@ -314,7 +307,7 @@ def test_draining_finishes_what_is_in_hand(signer: Any, how: str):
         assert signer.control.call(Drain(1)) == Done(1)
     else:
         signer.control.close()
-    wait_until(lambda: "draining" in signer.log)
+    wait_until(lambda: "draining" in signer.log, 8)
     assert worker.call(Prepare(2, (harness.item(2),))).items[0].code is Code.SIGNER_UNAVAILABLE
     assert isinstance(worker.call(seal_all(prepared)).items[0], bytes)
     assert signer.wait() == 0
