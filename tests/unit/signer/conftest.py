@@ -1,4 +1,4 @@
-"""Running signers for the tests of this folder."""
+"""Running signers, and a place for a journal, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 from signer_harness import running
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from journal_lab import crash, entry
 
 from estd.errors import Broken, Invalid, Unavailable
 from estd.signer.blocks import NO_HASH, Anchor, Entry, Head, Kind, Result
@@ -16,23 +16,6 @@ from estd.signer.journal import Journal
 from estd.signer.segments import Files, check_journal, read_journal
 
 NOW = datetime(2031, 4, 5, 6, 7, 8, tzinfo=UTC)
-
-
-def entry(number: int, size: int = 300) -> Entry:
-    serial = hashlib.sha256(b"serial %d" % number).digest()[:20]
-    return Entry(7, serial, hashlib.sha256(b"key %d" % number).digest(), b"%d." % number * (size // 4))
-
-
-def crash(directory: Path, to: Path) -> Path:
-    """The files as they would be found if the signer died now."""
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(directory, to)
-    return to
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -8,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from journal_lab import crash, entry
 
 from estd.errors import Invalid
 from estd.signer.blocks import Entry, Result, read_chain
@@ -15,23 +15,6 @@ from estd.signer.journal import Journal
 from estd.signer.segments import check_journal
 
 NOW = datetime(2031, 4, 5, 6, 7, 8, tzinfo=UTC)
-
-
-def entry(number: int, size: int = 300) -> Entry:
-    serial = hashlib.sha256(b"serial %d" % number).digest()[:20]
-    return Entry(7, serial, hashlib.sha256(b"key %d" % number).digest(), b"%d." % number * (size // 4))
-
-
-def crash(directory: Path, to: Path) -> Path:
-    """The files as they would be found if the signer died now."""
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(directory, to)
-    return to
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
 
 
 @pytest.fixture(params=["closed", "crashed"])
