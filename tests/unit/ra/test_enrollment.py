@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,6 @@ from estd.store.queries import sql_of
 
 # testECCP256, whose private value RFC 9500 §2.3 prints.
 PUBLISHED_P256 = int("E6CB5BDD80AA45AE9C95E8C15476679FFEC953C16851E711E743939589C64FC1", 16)
-
-
-@pytest.fixture
-def valid_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issuers made now: a real signer goes by the real clock."""
-    monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
-
-
-@pytest.fixture
-async def road(database: Database, tmp_path: Path, valid_now: None) -> AsyncIterator[Road]:
-    async with open_road(database.url, tmp_path) as road:
-        yield road
 
 
 # --- the plain road --------------------------------------------------------------------------------------------------

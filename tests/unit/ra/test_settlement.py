@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
-from factory import NOW
 from one_road import Road, SignerProcess, closings, open_road
 from postgres_fixture import Database
 
@@ -22,19 +21,6 @@ from estd.ra.settlement import Settlement, StartOver, insist
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
 from estd.store.contract import Intent
-
-
-@pytest.fixture
-def valid_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issuers made now: a real signer goes by the real clock."""
-    monkeypatch.setattr("factory.NOW", datetime.now(NOW.tzinfo).replace(microsecond=0))
-
-
-@pytest.fixture
-async def road(database: Database, tmp_path: Path, valid_now: None) -> AsyncIterator[Road]:
-    async with open_road(database.url, tmp_path) as road:
-        yield road
-
 
 # --- retries ---------------------------------------------------------------------------------------------------------
 
