@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -14,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estd.app.apply import _make_issuers
 from estd.ca.ecosystem import Ecosystem, read_document, write_document
+from estd.ra.order import Order
 from estd.store.contract import EcosystemRecord, IssuerRecord
 from estd.wire.exchange import Peer
 
@@ -90,14 +92,14 @@ def make_certificate(
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def make_maker(name: str = "Maker", issuer: Party | None = None, **options: object) -> Party:
+def make_maker(name: str = "Maker", issuer: Party | None = None, **options: Any) -> Party:
     key = make_key()
-    return Party(make_certificate(make_name(name), key, issuer, ca=True, **options), key)  # type: ignore[arg-type]
+    return Party(make_certificate(make_name(name), key, issuer, ca=True, **options), key)
 
 
-def make_device(maker: Party | None, name: str = "device-1", **options: object) -> Party:
+def make_device(maker: Party | None, name: str = "device-1", **options: Any) -> Party:
     key = make_key()
-    return Party(make_certificate(make_name(name), key, maker, **options), key)  # type: ignore[arg-type]
+    return Party(make_certificate(make_name(name), key, maker, **options), key)
 
 
 def make_csr(
@@ -178,6 +180,30 @@ def make_record(rules: Ecosystem, ecosystem_id: int = 1, version: int = 1) -> Ec
     return EcosystemRecord(
         ecosystem_id, ecosystem_id, rules.label, version, write_document(rules), NOW, "test", tuple(issuers)
     )
+
+
+def make_order(name: str = "device-1", **fields: Any) -> Order:
+    """An order that waits, for a device of that name."""
+    made: dict[str, Any] = {
+        "request_key": name.encode(),
+        "ecosystem_id": 1,
+        "ecosystem_version": 1,
+        "node_id": 1,
+        "ecosystem": "campus",
+        "profile": "device",
+        "retry_window": timedelta(hours=1),
+        "operation": "simpleenroll",
+        "identity": name,
+        "device": name,
+        "csr": b"",
+        "csr_sha256": b"",
+        "subject": b"",
+        "san": None,
+        "code_id": None,
+        "address": "192.0.2.7",
+        "request_id": "req",
+    }
+    return Order(**made | fields)
 
 
 def make_peer(*certificates: bytes) -> Peer:

@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from factory import KEK, NOW, make_csr, make_maker, make_name, make_record, make_rules
+from factory import KEK, NOW, make_csr, make_maker, make_name, make_order, make_record, make_rules
 from postgres_fixture import Database
 
 from estd.app.signers import SignerControl
@@ -94,29 +95,19 @@ class Road:
         if what == "group_size":
             self.groups.append(value)
 
-    def order(self, name: str = "device-1", csr: bytes | None = None, **changes: object) -> Order:
+    def order(self, name: str = "device-1", csr: bytes | None = None, **changes: Any) -> Order:
         der = csr or make_csr(make_name(name))
         digest = read_request(der).sha256
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "request_key": write_request_key(self.record.ecosystem_id, name, "simpleenroll", digest),
             "ecosystem_id": self.record.ecosystem_id,
             "ecosystem_version": self.record.version,
             "node_id": self.record.node_id,
-            "ecosystem": "campus",
-            "profile": "device",
-            "retry_window": timedelta(hours=1),
-            "operation": "simpleenroll",
-            "identity": name,
-            "device": name,
             "csr": der,
             "csr_sha256": digest,
             "subject": make_name(name).public_bytes(),
-            "san": None,
-            "code_id": None,
-            "address": "192.0.2.7",
-            "request_id": "req",
         }
-        return Order(**(fields | changes))  # type: ignore[arg-type]  # fields of any type, by name
+        return make_order(name, **fields | changes)
 
     async def certificates(self) -> list[bytes]:
         return [row.certificate for row in await self.store.find_certificates(None, None, 10_000)]

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
+from factory import make_order
 
 from estd.ra.lane import Lane, Waiting
-from estd.ra.order import Order
 
 
 class Line:
@@ -21,9 +20,8 @@ class Line:
 
     def join(self, *names: str, ecosystem_id: int = 1) -> None:
         for name in names:
-            self.lane.join(
-                Waiting(make_order(name, ecosystem_id), asyncio.get_running_loop().create_future(), float("inf"))
-            )
+            order = make_order(name, ecosystem_id=ecosystem_id)
+            self.lane.join(Waiting(order, asyncio.get_running_loop().create_future(), float("inf")))
 
     async def _carry_out(self, group: list[Waiting], make_way: Callable[[], None]) -> None:
         self.groups.append([waiting.order.device for waiting in group])
@@ -38,28 +36,6 @@ class Line:
         self.reserved[number].set()
         self.finished[number].set()
         await settle()
-
-
-def make_order(name: str, ecosystem_id: int) -> Order:
-    return Order(
-        request_key=name.encode(),
-        ecosystem_id=ecosystem_id,
-        ecosystem_version=1,
-        node_id=1,
-        ecosystem="campus",
-        profile="device",
-        retry_window=timedelta(hours=1),
-        operation="simpleenroll",
-        identity=name,
-        device=name,
-        csr=b"",
-        csr_sha256=b"",
-        subject=b"",
-        san=None,
-        code_id=None,
-        address="192.0.2.7",
-        request_id="req",
-    )
 
 
 async def settle() -> None:
@@ -164,7 +140,7 @@ async def test_a_group_that_fails_is_logged_and_the_next_one_leaves(caplog: pyte
 
     lane = Lane(carry_out, turns_to_gather=0)
     for name in ("device-0", "device-1"):
-        lane.join(Waiting(make_order(name, 1), asyncio.get_running_loop().create_future(), float("inf")))
+        lane.join(Waiting(make_order(name), asyncio.get_running_loop().create_future(), float("inf")))
         await settle()
     assert groups == [1, 1]
     assert [record.message for record in caplog.records] == ["a group failed"]
