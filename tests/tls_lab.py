@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -281,6 +282,13 @@ class Client:
             else:
                 await self.flush(transmit)
                 return
+
+    async def stop_midway(self) -> None:
+        """Say hello, hear the server's answer, and leave it at that."""
+        with pytest.raises(SSL.WantReadError):
+            self.tls.do_handshake()
+        await self.flush()
+        await self.fill()
 
     async def flush(self, transmit: Callable[[bytes], object] | None = None) -> None:
         data = self.take()

@@ -206,10 +206,7 @@ async def test_the_handshake_deadline_is_for_the_whole_of_it() -> None:
 async def test_a_client_that_leaves_in_the_middle_is_counted() -> None:
     async with run_floor(SERVER) as floor:
         async with await Client.connect(floor) as client:
-            with pytest.raises(SSL.WantReadError):
-                client.tls.do_handshake()
-            await client.flush()
-            await client.fill()
+            await client.stop_midway()
         await floor.until_event(Event.FAILED_GONE)
         await floor.until(lambda: floor.gate.connections == 0)
 
@@ -238,10 +235,7 @@ async def test_a_connection_too_many_gets_nothing(limits: Limits, refusal: Refus
 )
 async def test_a_handshake_too_many_is_refused_before_cryptography(limits: Limits, refusal: Refusal) -> None:
     async with run_floor(SERVER, limits) as floor, await Client.connect(floor) as half_open:
-        with pytest.raises(SSL.WantReadError):
-            half_open.tls.do_handshake()
-        await half_open.flush()
-        await half_open.fill()
+        await half_open.stop_midway()
         async with await Client.connect(floor) as second:
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 await second.handshake()
@@ -252,10 +246,7 @@ async def test_a_handshake_too_many_is_refused_before_cryptography(limits: Limit
 async def test_a_handshake_over_the_limit_waits_for_its_turn() -> None:
     limits = Limits(handshakes_at_once=1, handshakes_per_source=1)
     async with run_floor(SERVER, limits) as floor, await Client.connect(floor) as first:
-        with pytest.raises(SSL.WantReadError):
-            first.tls.do_handshake()
-        await first.flush()
-        await first.fill()
+        await first.stop_midway()
         async with await Client.connect(floor) as second:
             waiting = asyncio.create_task(second.handshake())
             await floor.until(lambda: floor.gate.waiting == 1)
@@ -287,10 +278,7 @@ async def test_who_waits_too_long_is_evicted() -> None:
         await floor.until(lambda: floor.gate.connections == 1)
         await asyncio.sleep(0.3)
         async with await Client.connect(floor) as hoarder:
-            with pytest.raises(SSL.WantReadError):
-                hoarder.tls.do_handshake()
-            await hoarder.flush()
-            await hoarder.fill()
+            await hoarder.stop_midway()
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 await late.handshake()
             assert late.received_bytes == 0
@@ -301,10 +289,7 @@ async def test_who_waits_too_long_is_evicted() -> None:
 async def test_a_hoarders_turn_goes_on_at_its_deadline() -> None:
     limits = Limits(handshakes_at_once=1, handshake_seconds=0.3)
     async with run_floor(SERVER, limits) as floor, await Client.connect(floor) as hoarder:
-        with pytest.raises(SSL.WantReadError):
-            hoarder.tls.do_handshake()
-        await hoarder.flush()
-        await hoarder.fill()
+        await hoarder.stop_midway()
         await asyncio.sleep(0.15)
         async with await Client.open(floor) as second:
             assert (await second.get()).endswith(b"hello")
@@ -314,10 +299,7 @@ async def test_a_hoarders_turn_goes_on_at_its_deadline() -> None:
 async def test_a_first_flight_too_big_to_hold_does_not_wait() -> None:
     limits = Limits(handshakes_at_once=1, hello_bytes=100)
     async with run_floor(SERVER, limits) as floor, await Client.connect(floor) as first:
-        with pytest.raises(SSL.WantReadError):
-            first.tls.do_handshake()
-        await first.flush()
-        await first.fill()
+        await first.stop_midway()
         async with await Client.connect(floor) as second:
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 await second.handshake()
@@ -408,10 +390,7 @@ async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
             Connection.__init__ = note  # type: ignore[method-assign]
             async with await Client.connect(floor, make_client_context(DEVICE)) as client:
                 if ending == "half-open":
-                    with pytest.raises(SSL.WantReadError):
-                        client.tls.do_handshake()
-                    await client.flush()
-                    await client.fill()
+                    await client.stop_midway()
                 elif ending == "garbage":
                     await client.transmit(b"\x16\x03\x01\x00\x05hello")
                     await client.until_closed()
