@@ -39,11 +39,16 @@ class Device:
 
 def make_devices(maker_certificate: Path, maker_key: Path, count: int, requests_each: int) -> list[Device]:
     """Devices of one maker, each with that many different CSRs (a fresh P-256 key for each)."""
-    issuer = x509.load_pem_x509_certificate(maker_certificate.read_bytes())
-    issuer_key = serialization.load_pem_private_key(maker_key.read_bytes(), None)
-    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    issuer, issuer_key = read_maker(maker_certificate, maker_key)
     run = os.urandom(4).hex()
     return [make_device(issuer, issuer_key, f"load-{run}-{index}", requests_each) for index in range(count)]
+
+
+def read_maker(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A maker from its files."""
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return x509.load_pem_x509_certificate(certificate.read_bytes()), private
 
 
 def make_authority(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
@@ -68,10 +73,20 @@ def make_device(
 ) -> Device:
     """One device of that maker."""
     key = ec.generate_private_key(ec.SECP256R1())
+    certificate = make_birth_certificate(issuer, issuer_key, name, key)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(requests_each)]
+    bodies = tuple(make_body(certificate.subject, one) for one in keys)
+    return Device(name, certificate, key, bodies, (keys or [key])[0])
+
+
+def make_birth_certificate(
+    issuer: x509.Certificate, issuer_key: ec.EllipticCurvePrivateKey, name: str, key: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
+    """What that maker gives a device of that name with that key."""
     subject = x509.Name(
         [x509.NameAttribute(NameOID.SERIAL_NUMBER, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
     )
-    certificate = (
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer.subject)
@@ -83,8 +98,6 @@ def make_device(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(requests_each)]
-    return Device(name, certificate, key, tuple(make_body(subject, one) for one in keys), (keys or [key])[0])
 
 
 def make_body(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -109,16 +122,22 @@ def make_context(trust: x509.Certificate, device: Device | None) -> SSL.Context:
     """TLS as this device speaks it; made once and kept, so that a connection costs the generator little."""
     context = _CONTEXTS.get((trust, None if device is None else device.name))
     if context is None:
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        store = context.get_cert_store()
-        assert store is not None
-        store.add_cert(crypto.X509.from_cryptography(trust))
-        context.set_verify(SSL.VERIFY_PEER, None)
-        if device is not None:
-            context.use_certificate(device.certificate)
-            context.use_privatekey(device.key)
+        context = make_new_context(trust, device)
         _CONTEXTS[trust, None if device is None else device.name] = context
+    return context
+
+
+def make_new_context(trust: x509.Certificate, device: Device | None) -> SSL.Context:
+    """The same, not kept."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    store = context.get_cert_store()
+    assert store is not None
+    store.add_cert(crypto.X509.from_cryptography(trust))
+    context.set_verify(SSL.VERIFY_PEER, None)
+    if device is not None:
+        context.use_certificate(device.certificate)
+        context.use_privatekey(device.key)
     return context
 
 

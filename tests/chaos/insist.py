@@ -19,9 +19,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key, pkcs7
-from OpenSSL import SSL, crypto
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from OpenSSL import SSL
 from stage import LABELS, Stage, fleet
 
 READ_SECONDS: Final = 30
@@ -41,19 +40,6 @@ class Answer:
         """The DER of the one certificate in it."""
         (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(self.body))
         return certificate.public_bytes(Encoding.DER)
-
-
-def make_context(trust: x509.Certificate, device: fleet.Device) -> SSL.Context:
-    """TLS as this device speaks it; not kept, because a storm sees more devices than memory holds contexts."""
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    store = context.get_cert_store()
-    assert store is not None
-    store.add_cert(crypto.X509.from_cryptography(trust))
-    context.set_verify(SSL.VERIFY_PEER, None)
-    context.use_certificate(device.certificate)
-    context.use_privatekey(device.key)
-    return context
 
 
 class Caller:
@@ -162,9 +148,7 @@ class Crowd:
         seed: int,
         label: str = LABELS[0],
     ) -> None:
-        certificate, key = (path.read_bytes() for path in stage.place.bootstrap(label).maker)
-        self._maker = x509.load_pem_x509_certificate(certificate)
-        self._maker_key = load_pem_private_key(key, None)
+        self._maker, self._maker_key = fleet.read_maker(*stage.place.bootstrap(label).maker)
         self._address = stage.address
         self._trust = stage.trust
         self._path = stage.path(label)
@@ -201,8 +185,9 @@ class Crowd:
     def _work(self, choices: random.Random) -> None:
         while not self._over.is_set():
             name = f"storm-{self._run}-{next(self._names)}"
-            device = fleet.make_device(self._maker, self._maker_key, name, 4)  # type: ignore[arg-type]
-            context = make_context(self._trust, device)
+            device = fleet.make_device(self._maker, self._maker_key, name, 4)
+            # Not kept, because a storm sees more devices than memory holds contexts.
+            context = fleet.make_new_context(self._trust, device)
             for body in device.bodies:
                 if self._over.is_set():
                     break

@@ -28,7 +28,7 @@ from collections import Counter
 from typing import Final, Literal
 
 from claims import Report, describe_seconds, make_parser, perform
-from insist import Answer, Caller, make_context, read_csr_sha256
+from insist import Answer, Caller, read_csr_sha256
 from ledger import check
 from OpenSSL import SSL
 from stage import Stage, fleet
@@ -78,7 +78,7 @@ class Losers:
                     return
                 device = self._waiting.pop()
             choices = random.Random(f"{self._seed}-{device.name}")
-            context = make_context(self._trust, device)
+            context = fleet.make_new_context(self._trust, device)
             caller: Caller | None = None
             for body in device.bodies:
                 self._lose(context, caller, body, choices.choices(list(LOSSES), list(LOSSES.values()))[0])

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs7
-from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
+from stage import fleet
 
 PATIENCE_SECONDS: Final = 30.0
 """How long a device waits for an answer, from its first packet on."""
@@ -60,38 +60,20 @@ class Answer:
 
 def make_devices(maker: tuple[Path, Path], count: int, sources: Sequence[str], keys: int = 256) -> list[Device]:
     """So many devices of one maker, each with a name and a birth certificate of its own."""
-    issuer = x509.load_pem_x509_certificate(maker[0].read_bytes())
-    issuer_key = serialization.load_pem_private_key(maker[1].read_bytes(), None)
-    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    issuer, issuer_key = fleet.read_maker(*maker)
     pool = [ec.generate_private_key(ec.SECP256R1()) for _ in range(min(keys, count))]
-    authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     run = x509.random_serial_number()
     devices = []
     for number in range(count):
         key = pool[number % len(pool)]
         name = f"herd-{run % 10**8}-{number}"
-        subject = x509.Name(
-            [x509.NameAttribute(NameOID.SERIAL_NUMBER, name), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-        )
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(issuer.not_valid_before_utc)
-            .not_valid_after(issuer.not_valid_after_utc)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(authority, critical=False)
-            .sign(issuer_key, hashes.SHA256())
-        )
-        csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+        certificate = fleet.make_birth_certificate(issuer, issuer_key, name, key)
         devices.append(
             Device(
                 name,
                 certificate.public_bytes(serialization.Encoding.DER),
                 key,
-                base64.b64encode(csr.public_bytes(serialization.Encoding.DER)),
+                fleet.make_body(certificate.subject, key),
                 sources[number % len(sources)],
             )
         )
@@ -101,9 +83,7 @@ def make_devices(maker: tuple[Path, Path], count: int, sources: Sequence[str], k
 def make_bodies(device: Device, count: int) -> list[bytes]:
     """So many requests of one device, each by a key of its own."""
     subject = x509.load_der_x509_certificate(device.certificate).subject
-    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-    requests = (builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()) for _ in range(count))
-    return [base64.b64encode(request.public_bytes(serialization.Encoding.DER)) for request in requests]
+    return [fleet.make_body(subject, ec.generate_private_key(ec.SECP256R1())) for _ in range(count)]
 
 
 def make_sources(block: int, count: int) -> list[str]:
@@ -117,12 +97,7 @@ class Dialler:
     def __init__(self, address: tuple[str, int], trust: x509.Certificate) -> None:
         self.address = address
         self.host = f"{address[0]}:{address[1]}".encode()
-        self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        store = self._context.get_cert_store()
-        assert store is not None
-        store.add_cert(crypto.X509.from_cryptography(trust))
-        self._context.set_verify(SSL.VERIFY_PEER, None)
+        self._context = fleet.make_new_context(trust, None)
         self._keys: dict[int, crypto.PKey] = {}
 
     def make_tls(self, device: Device | None) -> SSL.Connection:
