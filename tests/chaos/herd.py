@@ -37,7 +37,6 @@ from typing import Any, Final
 
 import uvloop
 from claims import Report, describe_seconds, make_parser, perform
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from stage import LABELS, Role, Stage
@@ -211,12 +210,20 @@ class Memory:
         return dict(now)
 
 
-def start(
-    work: Callable[..., None], stage: Stage, label: str, devices: list[Device], options: argparse.Namespace
-) -> Connection:
+Work = Callable[[Connection, Dialler, str, list[Device], argparse.Namespace], None]
+"""What a process of devices does, told by a pipe when."""
+
+
+def start(work: Work, stage: Stage, label: str, devices: list[Device], options: argparse.Namespace) -> Connection:
+    """A process that works for as long as this one lives; the other end of its pipe."""
     ours, theirs = multiprocessing.Pipe()
-    arguments = (theirs, stage.address, stage.trust, label, devices, options)
-    multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True).start()
+    address, trust = stage.address, stage.trust
+
+    def begin() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        work(theirs, Dialler(address, trust), label, devices, options)
+
+    multiprocessing.get_context("fork").Process(target=begin, daemon=True).start()
     theirs.close()
     return ours
 
@@ -260,17 +267,11 @@ def _compute() -> None:
 
 
 def _be_herd(
-    pipe: Connection,
-    address: tuple[str, int],
-    trust: x509.Certificate,
-    label: str,
-    devices: list[Device],
-    options: argparse.Namespace,
+    pipe: Connection, dialler: Dialler, label: str, devices: list[Device], options: argparse.Namespace
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)
     random.seed(options.seed)
-    uvloop.run(_gather(pipe, Dialler(address, trust), f"/.well-known/est/{label}/", devices, options))
+    uvloop.run(_gather(pipe, dialler, f"/.well-known/est/{label}/", devices, options))
 
 
 async def _gather(
@@ -335,19 +336,9 @@ async def _renew(herd: Herd, dialler: Dialler, root: str, device: Device, due: f
 
 
 def be_neighbour(
-    pipe: Connection,
-    address: tuple[str, int],
-    trust: x509.Certificate,
-    label: str,
-    devices: list[Device],
-    options: argparse.Namespace,
+    pipe: Connection, dialler: Dialler, label: str, devices: list[Device], options: argparse.Namespace
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvloop.run(
-        _ask_evenly(
-            pipe, Dialler(address, trust), f"/.well-known/est/{label}/simpleenroll", devices, options.neighbour_rate
-        )
-    )
+    uvloop.run(_ask_evenly(pipe, dialler, f"/.well-known/est/{label}/simpleenroll", devices, options.neighbour_rate))
 
 
 async def _ask_evenly(pipe: Connection, dialler: Dialler, path: str, devices: list[Device], rate: float) -> None:

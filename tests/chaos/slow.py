@@ -28,7 +28,6 @@ import asyncio
 import itertools
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -40,7 +39,6 @@ from typing import Any, Final, cast
 
 import uvloop
 from claims import Report, Skipped, describe_seconds, make_parser, perform
-from cryptography import x509
 from herd import Memory, Neighbour, count_events, dismiss, measure, start
 from herd import be_neighbour as be_honest
 from OpenSSL import SSL
@@ -164,18 +162,10 @@ def _describe(seconds: list[float]) -> dict[str, float]:
 # --- the attack, in a process of its own -------------------------------------------------------------------------------
 
 
-def _attack(
-    pipe: Connection,
-    address: tuple[str, int],
-    trust: x509.Certificate,
-    label: str,
-    devices: list[Device],
-    options: argparse.Namespace,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _attack(pipe: Connection, dialler: Dialler, label: str, devices: list[Device], options: argparse.Namespace) -> None:
     os.nice(10)
     pipe.recv()
-    uvloop.run(_besiege(pipe, Dialler(address, trust), label, devices, options.connections))
+    uvloop.run(_besiege(pipe, dialler, label, devices, options.connections))
 
 
 async def _besiege(pipe: Connection, dialler: Dialler, label: str, devices: list[Device], connections: int) -> None:
