@@ -112,6 +112,10 @@ class Device:
             parts.append(f"{attribute.rfc4514_attribute_name}={value}".replace("2.5.4.5=", "serialNumber="))
         return "/" + "/".join(parts)
 
+    def make_csr(self) -> bytes:
+        """A request for its own subject and key, as OpenSSL writes it (DER)."""
+        return run("openssl", "req", "-new", "-key", self.key, "-subj", self.subject, "-outform", "DER")
+
 
 # --- the server --------------------------------------------------------------------------------------------------------
 

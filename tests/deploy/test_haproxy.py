@@ -123,20 +123,7 @@ def test_a_code_and_an_idevid_work_with_foreign_tools_through_it(live: Live, tmp
     port = take_port()
     configuration = adapt("passthrough.cfg", tmp_path, estd=live.port, ops=live.ops_port, listen=port)
     device = live.device(NORTH)
-    run(
-        "openssl",
-        "req",
-        "-new",
-        "-key",
-        device.key,
-        "-subj",
-        device.subject,
-        "-outform",
-        "DER",
-        "-out",
-        tmp_path / "csr",
-    )
-    (tmp_path / "body").write_bytes(run("openssl", "base64", "-in", tmp_path / "csr"))
+    (tmp_path / "body").write_bytes(run("openssl", "base64", given=device.make_csr()))
     curl = [
         "curl",
         "-sS",

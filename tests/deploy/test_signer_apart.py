@@ -26,25 +26,13 @@ from cryptography import x509
 from live_server import judge
 from other_users import Interpreter, find_interpreter
 from patience import wait_for_file, wait_until
+from production_site import ECOSYSTEM
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become other users")
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SIGNER, SERVER, STRANGER = "daemon", "nobody", "bin"
 KEK = "5a" * 32
-ECOSYSTEM = """
-[ecosystem]
-label = "plant"
-name = "Harbour Plant"
-
-[[issuer]]
-name = "devices"
-
-[profile.pump]
-issuer = "devices"
-enroll = ["code"]
-validity = "90d"
-"""
 CALL = """
 import socket, sys
 end = socket.socket(socket.AF_UNIX)
