@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import estd
 
@@ -34,7 +35,7 @@ class Interpreter:
         *arguments: str | Path,
         groups: Sequence[str] = (),
         unit: Path | None = None,
-        **more: object,
+        **more: Any,
     ) -> subprocess.Popen[bytes]:
         """A process of that user; `groups` are names of users whose groups it is in as well, and `unit` is the systemd
         unit that confines it.
@@ -49,13 +50,13 @@ class Interpreter:
             more |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": gids}
         return subprocess.Popen(
             command,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
+            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **self.environment, **more.pop("env", {})},
             stdin=subprocess.DEVNULL,
             cwd="/",
-            **more,  # type: ignore[call-overload]
+            **more,
         )
 
-    def run(self, user: str, *arguments: str | Path, groups: Sequence[str] = (), **more: object) -> tuple[int, str]:
+    def run(self, user: str, *arguments: str | Path, groups: Sequence[str] = (), **more: Any) -> tuple[int, str]:
         """Run it to its end: status, and what it said."""
         process = self.popen(user, *arguments, groups=groups, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more)
         said, _ = process.communicate(timeout=60)

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import struct
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -128,7 +128,7 @@ class Floor:
         self.gate = Gate(limits)
         self.context = build_context(identity.chain_pem, identity.key_pem)
         self.events: list[str] = []
-        self.inners: list[asyncio.Protocol] = []
+        self.inners: list[Any] = []
         self._make_inner = make_inner
         self._listener = socket.socket()
         self._listener.bind((source, 0))
@@ -195,12 +195,12 @@ def make_http(answer: bytes = b"hello", seconds: float = 0.0) -> web.Server:
     """aiohttp, telling the transport of its requests as `estd.web.connection` does."""
 
     async def handle(request: web.BaseRequest) -> web.Response:
-        transport = request.transport
+        transport: Any = request.transport
         assert transport is not None
-        transport.request_began()  # type: ignore[attr-defined]
+        transport.request_began()
         body = await request.read()
         await asyncio.sleep(seconds)
-        transport.request_ended()  # type: ignore[attr-defined]
+        transport.request_ended()
         return web.Response(body=body or answer)
 
     return web.Server(handle, access_log=None, keepalive_timeout=3600.0, lingering_time=0.0)
@@ -210,14 +210,14 @@ class Recorder(asyncio.Protocol):
     """An HTTP layer that only takes notes."""
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.transport: Any = None
         self.received = bytearray()
         self.eof = False
         self.lost: list[Exception | None] = []
         self.flow: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -265,13 +265,13 @@ class Client:
         return cls(sock, context or make_client_context())
 
     @classmethod
-    async def open(cls, floor: Floor, context: SSL.Context | None = None, **kwargs: object) -> Client:
+    async def open(cls, floor: Floor, context: SSL.Context | None = None, **kwargs: Any) -> Client:
         """Connected, and the handshake done."""
-        client = await cls.connect(floor, context, **kwargs)  # type: ignore[arg-type]
+        client = await cls.connect(floor, context, **kwargs)
         await client.handshake()
         return client
 
-    async def handshake(self, transmit: Callable[[bytes], object] | None = None) -> None:
+    async def handshake(self, transmit: Callable[[bytes], Awaitable[None]] | None = None) -> None:
         while True:
             try:
                 self.tls.do_handshake()
@@ -290,10 +290,10 @@ class Client:
         await self.flush()
         await self.fill()
 
-    async def flush(self, transmit: Callable[[bytes], object] | None = None) -> None:
+    async def flush(self, transmit: Callable[[bytes], Awaitable[None]] | None = None) -> None:
         data = self.take()
         if data:
-            await (self.transmit(data) if transmit is None else transmit(data))  # type: ignore[misc]
+            await (self.transmit(data) if transmit is None else transmit(data))
 
     def take(self) -> bytes:
         """What the client's TLS has to say and has not sent."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from claims import SKIPPED, Report, Skipped, make_parser, perform
 
 
-def run(tmp_path: Path, act: object) -> tuple[int, dict[str, object]]:
+def run(tmp_path: Path, act: Callable[[Report], None]) -> tuple[int, dict[str, object]]:
     path = tmp_path / "report.json"
     options = make_parser("A tool.").parse_args(["--json", str(path), "--seed", "3"])
-    status = perform("tool", options, act)  # type: ignore[arg-type]
+    status = perform("tool", options, act)
     return status, json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -41,11 +41,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -120,9 +121,9 @@ def codes(live: Live) -> Iterator[tuple[str, str]]:
     return iter([(row["device"], row["code"]) for row in json.loads(done.stdout)])
 
 
-def dial(live: Live, device: Device | None = None, **options: object) -> Line:
+def dial(live: Live, device: Device | None = None, **options: Any) -> Line:
     certificate, key = (None, None) if device is None else (device.certificate, device.key)
-    return Line(live.port, live.trust, certificate, key, **options)  # type: ignore[arg-type]
+    return Line(live.port, live.trust, certificate, key, **options)
 
 
 def sign(
@@ -487,7 +488,7 @@ def test_a33_depth_costs_little(live: Live) -> None:
                 assert seconds < 0.5
 
 
-KEYS = {
+KEYS: dict[str, Callable[[], Any]] = {
     "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
     "secp224r1": lambda: ec.generate_private_key(ec.SECP224R1()),
     "brainpool": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
@@ -503,7 +504,7 @@ KEYS = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_a34_keys_that_no_profile_names_are_refused(live: Live, kind: str) -> None:
     device = live.device(NORTH)
-    key = KEYS[kind]()  # type: ignore[no-untyped-call]
+    key = KEYS[kind]()
     builder = x509.CertificateSigningRequestBuilder().subject_name(device.x509.subject)
     digest = None if kind.startswith("ed") else hashes.SHA256()
     with dial(live, device) as line:

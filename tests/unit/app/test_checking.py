@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,9 +40,8 @@ def config(tmp_path: Path) -> Config:
     return Config(tmp_path / "data", address="127.0.0.1", port=0, ops_port=0)
 
 
-def change(config: Config, **changes: object) -> Config:
-
-    return replace(config, **changes)  # type: ignore[arg-type]
+def change(config: Config, **changes: Any) -> Config:
+    return replace(config, **changes)
 
 
 def wheres(invalid: pytest.ExceptionInfo[Invalid]) -> list[str]:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -82,9 +83,9 @@ def test_a_renewal_without_alternative_names_asks_for_none() -> None:
         (lambda: read_names(["host:pump"]), "subjectAltName"),
     ],
 )
-def test_what_a_person_gets_wrong_is_named(call: object, part: str) -> None:
+def test_what_a_person_gets_wrong_is_named(call: Callable[[], object], part: str) -> None:
     with pytest.raises(Invalid) as invalid:
-        call()  # type: ignore[operator]
+        call()
     [problem] = invalid.value.problems
     assert part in problem.where
     assert problem.remedy

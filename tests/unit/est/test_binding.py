@@ -39,7 +39,7 @@ def profile(text: str = "") -> Profile:
 
 
 def request(**fields: str | None) -> CertificationRequest:
-    return replace(read_request(make_csr(make_name("device-1"))), **fields)  # type: ignore[arg-type]
+    return replace(read_request(make_csr(make_name("device-1"))), **fields)
 
 
 def refusal(asked: CertificationRequest, rules: Profile, channel: Channel | None) -> Code:

@@ -87,9 +87,9 @@ async def test_the_operations_are_these() -> None:
 async def test_a_route_cannot_be_written_down_without_access() -> None:
     assert inspect.signature(Route).parameters["access"].default is inspect.Parameter.empty
     with pytest.raises(TypeError):
-        Route("fullcmc", "POST")  # type: ignore[call-arg]
+        Route("fullcmc", "POST")  # type: ignore[call-arg]  # that is the point
     with pytest.raises(TypeError):
-        Guarded(handler=None)  # type: ignore[call-arg, arg-type]
+        Guarded(handler=None)  # type: ignore[call-arg, arg-type]  # that is the point
 
 
 async def test_no_handler_but_the_public_ones_is_called_without_an_admitted() -> None:
@@ -854,9 +854,11 @@ async def test_a_strict_profile_refuses_what_others_put_up_with(demanding: World
 async def test_credentials_are_looked_at_before_the_body(world: World) -> None:
     """Who has none cannot make the server parse anything, nor learn what it makes of a request."""
     for who in ("nobody", "stranger", "code_wrong", "own_revoked"):
+        code = REFUSED[who][ENROLL][0]
+        assert code is not None
         caller = await CALLERS[who](world)
         _, outcome, _ = await world.ask(ENROLL, HOME, caller, body=b"\xff" * 1000)
-        assert outcome == REFUSED[who][ENROLL][0].value  # type: ignore[union-attr]
+        assert outcome == code.value
 
 
 async def test_a_code_where_the_name_belongs_is_not_written_down(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -25,12 +26,12 @@ EMPTY = x509.Name([])
 
 
 def admitted(
-    purpose: Purpose, profile: str = "", san: bytes | None = None, inventory: Device | None = None, **credential: object
+    purpose: Purpose, profile: str = "", san: bytes | None = None, inventory: Device | None = None, **credential: Any
 ) -> Admitted:
     record = make_record(make_rules(make_maker(), profile=profile))
     place = Directory([record], [], None).find_place("campus")
     base = Credential("anchor", "x509:00", "device-1", SUBJECT.public_bytes(), san, spki_sha256=bytes(32))
-    return Admitted(replace(base, **credential), place, purpose, inventory, admission._SEAL)  # type: ignore[arg-type]
+    return Admitted(replace(base, **credential), place, purpose, inventory, admission._SEAL)
 
 
 def request(subject: x509.Name = SUBJECT, san: list[x509.GeneralName] | None = None) -> CertificationRequest:
@@ -46,7 +47,7 @@ def refused(who: Admitted, asked: CertificationRequest) -> Code:
 
 def test_an_admitted_cannot_be_made_up() -> None:
     with pytest.raises(TypeError, match="made by Admission only"):
-        Admitted(None, None, Purpose.ENROLL, None, object())  # type: ignore[arg-type]
+        Admitted(None, None, Purpose.ENROLL, None, object())  # type: ignore[arg-type]  # that is the point
 
 
 def test_the_credentials_subject_may_be_repeated_or_left_out() -> None:

@@ -158,7 +158,7 @@ async def reserve_and_die(road: Road, order: Order) -> Intent:
     async def die(journal: str, mine: object, unwanted: object) -> None:
         raise Killed
 
-    waiting._sign = die  # type: ignore[method-assign, assignment]  # dies in its place
+    waiting._sign = die  # type: ignore[method-assign]  # dies in its place
     with pytest.raises(Broken, match="issuance failed"):
         await waiting.enroll(order)
     intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)

@@ -51,7 +51,7 @@ def shelf() -> Shelf:
 async def trail(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trail]:
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.02)
-    trail = Trail(shelf)  # type: ignore[arg-type]
+    trail = Trail(shelf)  # type: ignore[arg-type]  # as much of a store as it asks
     trail.start()
     yield trail
     await trail.stop()
@@ -197,4 +197,4 @@ async def test_stopping_without_a_store_is_quick_and_forgets_nothing_silently(
 
 
 async def test_stopping_what_never_began() -> None:
-    await Trail(Shelf()).stop()  # type: ignore[arg-type]
+    await Trail(Shelf()).stop()  # type: ignore[arg-type]  # as much of a store as it asks

@@ -246,7 +246,9 @@ async def test_a_first_start_that_was_killed_is_begun_again(tmp_path: Path) -> N
     url = server.start()
     try:
         assert await ask(url, "SELECT current_user::text") == [("estd",)]
-        socket_directory = Cluster(directory).read_pid_file().socket_directory  # type: ignore[union-attr]
+        pid_file = Cluster(directory).read_pid_file()
+        assert pid_file is not None
+        socket_directory = pid_file.socket_directory
         assert url == url_of(socket_directory)
         assert not socket_directory.startswith(str(tmp_path))
         assert not (directory / "data.unfinished").exists()

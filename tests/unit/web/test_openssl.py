@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
+from typing import Any
 
 import pytest
 from OpenSSL import SSL
@@ -27,15 +28,15 @@ DEVICE = make_identity("device", make_identity("maker"))
 CONTEXT = build_context(SERVER.chain_pem, SERVER.key_pem)
 
 
-def make_client(**settings: object) -> SSL.Connection:
-    client = SSL.Connection(make_client_context(DEVICE, **settings), None)  # type: ignore[arg-type]
+def make_client(**settings: Any) -> SSL.Connection:
+    client = SSL.Connection(make_client_context(DEVICE, **settings), None)
     client.set_connect_state()
     with contextlib.suppress(SSL.WantReadError):
         client.do_handshake()
     return client
 
 
-def connect(**settings: object) -> tuple[Connection, SSL.Connection]:
+def connect(**settings: Any) -> tuple[Connection, SSL.Connection]:
     server, client = Connection(CONTEXT), make_client(**settings)
     for _ in range(3):
         server.feed(client.bio_read(65_536))

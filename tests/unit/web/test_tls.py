@@ -350,7 +350,7 @@ async def test_a_renewed_certificate_serves_from_the_next_connection_on() -> Non
 async def test_a_broken_context_costs_the_connection_and_not_the_worker() -> None:
     async with run_floor(SERVER) as floor:
         good = floor.context
-        floor.context = None  # type: ignore[assignment]
+        floor.context = None  # type: ignore[assignment]  # that is the fault
         async with await Client.connect(floor) as client:
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 await client.handshake()
@@ -387,7 +387,7 @@ async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
     gc.disable()
     try:
         async with run_floor(SERVER) as floor:
-            Connection.__init__ = note  # type: ignore[method-assign]
+            Connection.__init__ = note  # type: ignore[method-assign]  # to see every one that is made
             async with await Client.connect(floor, make_client_context(DEVICE)) as client:
                 if ending == "half-open":
                     await client.stop_midway()
@@ -403,7 +403,7 @@ async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
                     elif ending == "reset":
                         client.sock.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: RST
                     else:
-                        floor.inners[0].transport.close()  # type: ignore[attr-defined]
+                        floor.inners[0].transport.close()
                         assert await client.receive_all() == b""
             await floor.until(lambda: floor.gate.connections == 0)
             await asyncio.sleep(0.01)
@@ -412,7 +412,7 @@ async def test_a_closed_connection_lets_go_of_everything(ending: str) -> None:
             # Reference counts alone must do: a full collection is a pause for every other device.
             assert [ref() for ref in made] == [None]
     finally:
-        Connection.__init__ = original  # type: ignore[method-assign]
+        Connection.__init__ = original  # type: ignore[method-assign]  # as it was
         gc.enable()
 
 

@@ -24,7 +24,7 @@ VERSIONS = pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VE
 
 
 def peer_of(floor: Floor) -> Peer:
-    peer = floor.inners[-1].transport.get_extra_info("estd.peer")  # type: ignore[attr-defined]
+    peer = floor.inners[-1].transport.get_extra_info("estd.peer")
     assert isinstance(peer, Peer)
     return peer
 

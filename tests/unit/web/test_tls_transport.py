@@ -90,7 +90,7 @@ async def test_a_request_in_hand_has_no_deadline_here() -> None:
 
 def take_little(inner: Recorder) -> None:
     """Leave the kernel no room for the answer on this side."""
-    inner.transport._raw.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # type: ignore[attr-defined]
+    inner.transport._raw.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
 @pytest.mark.parametrize("answer_bytes", [300_000, 20_000_000], ids=["in the kernel and ours", "mostly unencrypted"])
@@ -233,8 +233,8 @@ async def test_calls_after_the_end_do_nothing() -> None:
         transport.write(b"x")
         transport.pause_reading()
         transport.resume_reading()
-        transport.request_began()  # type: ignore[attr-defined]
-        transport.request_ended()  # type: ignore[attr-defined]
+        transport.request_began()
+        transport.request_ended()
         transport.close()
         transport.abort()
         assert not transport.is_reading()
@@ -283,7 +283,7 @@ async def test_good_plaintext_before_a_forged_record_is_delivered() -> None:
         client.tls.sendall(b"good")
         await client.transmit(client.take() + b"\x17\x03\x03\x00\x20" + bytes(32))
         await floor.until_event(Event.EVICTED_BROKEN_RECORD)
-        assert floor.inners[0].received == b"good"  # type: ignore[attr-defined]
+        assert floor.inners[0].received == b"good"
 
 
 async def test_plain_bytes_inside_a_connection_end_it() -> None:
@@ -365,7 +365,7 @@ async def test_a_forger_without_the_right_keys_is_no_peer() -> None:
     async with run_floor(SERVER, make_inner=Recorder) as floor, await Client.open(floor) as client:
         await client.transmit(Forger(bytes(32)).seal(GET, 23))
         await floor.until_event(Event.EVICTED_BROKEN_RECORD)
-        assert floor.inners[0].received == b""  # type: ignore[attr-defined]
+        assert floor.inners[0].received == b""
 
 
 async def test_handshake_fragments_after_the_handshake_end_it() -> None:
@@ -433,7 +433,7 @@ async def test_a_large_answer_waits_as_plaintext_and_is_paced() -> None:
         inner = await floor.inner()
         await floor.until(lambda: bool(inner.flow))
         assert inner.transport.get_write_buffer_size() > 1_000_000
-        raw = inner.transport._raw  # type: ignore[attr-defined]
+        raw = inner.transport._raw
         data = bytearray()
         while len(data) < 6_000_010:
             data += await client.receive()
@@ -485,11 +485,11 @@ async def test_the_gate_learns_the_peers_home_when_a_request_ends() -> None:
         """Admits whoever says a number, to the ecosystem of that number."""
 
         def data_received(self, data: bytes) -> None:
-            self.transport.request_began()  # type: ignore[attr-defined]
+            self.transport.request_began()
             if data.isdigit():
                 self.transport.get_extra_info("estd.peer").memo[HOME] = int(data)
             before = find_home()
-            self.transport.request_ended()  # type: ignore[attr-defined]
+            self.transport.request_ended()
             homes.append((before, find_home()))
             self.transport.write(b"answer")
 
