@@ -26,16 +26,25 @@ from typing import Any
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from factory import CLIENT_AUTH, CMC_RA, KEK, Party, make_csr, make_device, make_maker, make_name, make_rules
+from factory import (
+    CLIENT_AUTH,
+    CMC_RA,
+    KEK,
+    Party,
+    make_csr,
+    make_device,
+    make_maker,
+    make_name,
+    make_rules,
+    unseal_issuer,
+)
 from postgres_fixture import Database
 from store_values import make_event, make_intent, make_issued
 
 from estd.app.apply import apply_document
 from estd.app.signers import SignerControl
 from estd.asn1 import der
-from estd.ca.authority import read_authority
 from estd.est.operations import OWN_ROOT, ROOT, Est
-from estd.keys.software import unseal
 from estd.ra.admission import Admission, hash_secret
 from estd.ra.bulk import Bulk
 from estd.ra.codes import generate_code
@@ -202,10 +211,7 @@ class World:
 
     def signed(self, label: str, **options: Any) -> Party:
         """A certificate that this ecosystem's issuer signed and nobody recorded."""
-        issuer = self.issuer(label)
-        assert issuer.sealed_key is not None
-        key = unseal(issuer.sealed_key, KEK, read_authority(issuer.certificate).spki).private_key
-        authority = Party(x509.load_der_x509_certificate(issuer.certificate), key)  # type: ignore[arg-type]
+        authority = unseal_issuer(self.issuer(label))
         options = {"eku": [CLIENT_AUTH], "starts": now() - timedelta(hours=1), **options}
         return make_device(authority, options.pop("name", None) or self.new_name(), **options)
 

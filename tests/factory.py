@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estd.app.apply import _make_issuers
+from estd.ca.authority import read_authority
 from estd.ca.ecosystem import Ecosystem, read_document, write_document
+from estd.keys.software import unseal
 from estd.ra.order import Order
 from estd.store.contract import EcosystemRecord, IssuerRecord
 from estd.wire.exchange import Peer
@@ -204,6 +206,14 @@ def make_order(name: str = "device-1", **fields: Any) -> Order:
         "request_id": "req",
     }
     return Order(**made | fields)
+
+
+def unseal_issuer(issuer: IssuerRecord) -> Party:
+    """An issuer on record, and its key, which `KEK` opens."""
+    assert issuer.sealed_key is not None
+    key = unseal(issuer.sealed_key, KEK, read_authority(issuer.certificate).spki).private_key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return Party(x509.load_der_x509_certificate(issuer.certificate), key)
 
 
 def make_peer(*certificates: bytes) -> Peer:

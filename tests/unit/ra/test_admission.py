@@ -6,6 +6,7 @@ import base64
 import time
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -14,7 +15,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from factory import (
     CLIENT_AUTH,
-    KEK,
     NOW,
     SERVER_AUTH,
     Party,
@@ -24,12 +24,11 @@ from factory import (
     make_peer,
     make_record,
     make_rules,
+    unseal_issuer,
 )
 
 from estd.audit import Event
-from estd.ca.authority import read_authority
 from estd.errors import Code, Refused, Unavailable
-from estd.keys.software import unseal
 from estd.ra.admission import Admission, Admitted, Purpose, hash_secret
 from estd.ra.directory import Directory
 from estd.store.contract import (
@@ -69,17 +68,15 @@ class Setting:
         place = self.directory.find_place(label)
         return await self.admission.admit(self.directory, place, purpose, peer, authorization, now)
 
-    async def refusal(self, peer: Peer, **arguments: object) -> Code:
+    async def refusal(self, peer: Peer, **arguments: Any) -> Code:
         with pytest.raises(Refused) as caught:
-            await self.admit(peer, **arguments)  # type: ignore[arg-type]
+            await self.admit(peer, **arguments)
         return caught.value.code
 
     async def issue(self, name: str = "device-1", profile: str = "device", **options: object) -> Party:
         """A certificate of ours, on record."""
         issuer = next(row for row in self.record.issuers if row.name == "devices")
-        assert issuer.sealed_key is not None
-        key = unseal(issuer.sealed_key, KEK, read_authority(issuer.certificate).spki).private_key
-        authority = Party(x509.load_der_x509_certificate(issuer.certificate), key)  # type: ignore[arg-type]
+        authority = unseal_issuer(issuer)
         device = make_device(authority, name, **{"eku": [CLIENT_AUTH], **options})
         await self.put_on_record(device, profile)
         return device
@@ -277,9 +274,7 @@ async def test_a_certificate_that_is_not_on_record_is_refused_whoever_signed_it(
     twin = await setting.issue("device-2", serial=device.certificate.serial_number + 1)
     # Same issuer and serial as a certificate on record, but not that certificate.
     issuer = next(row for row in setting.record.issuers if row.name == "devices")
-    assert issuer.sealed_key is not None
-    key = unseal(issuer.sealed_key, KEK, read_authority(issuer.certificate).spki).private_key
-    authority = Party(x509.load_der_x509_certificate(issuer.certificate), key)  # type: ignore[arg-type]
+    authority = unseal_issuer(issuer)
     forged = make_device(authority, "device-1", serial=twin.certificate.serial_number, eku=[CLIENT_AUTH])
     unknown = make_device(authority, "device-1", eku=[CLIENT_AUTH])
     for peer in (make_peer(forged.der), make_peer(unknown.der)):
@@ -368,8 +363,8 @@ def basic(user: str, secret: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
 
 
-async def add_code(setting: Setting, device: str = "pump-7", secret: str = "ABCDE-12345", **options: object) -> None:
-    fields = {
+async def add_code(setting: Setting, device: str = "pump-7", secret: str = "ABCDE-12345", **options: Any) -> None:
+    fields: dict[str, Any] = {
         "code_id": 0,
         "ecosystem_id": setting.record.ecosystem_id,
         "device": device,
@@ -380,7 +375,7 @@ async def add_code(setting: Setting, device: str = "pump-7", secret: str = "ABCD
         "created_at": NOW,
         "spent_at": None,
     } | options
-    await setting.store.record_codes([EnrollmentCode(**fields)])  # type: ignore[arg-type]
+    await setting.store.record_codes([EnrollmentCode(**fields)])
 
 
 async def test_a_code_admits_its_device(setting: Setting) -> None:
