@@ -168,7 +168,7 @@ class Enrollment:
         """Prepare and commit the intents: the journal, what is to be signed, and what was prepared in vain."""
         mine: list[tuple[Waiting, Intent, PreparedItem]] = []
         unwanted: list[PreparedItem] = []
-        started = asyncio.get_running_loop().time()
+        started, asked_at = asyncio.get_running_loop().time(), self._clock()
         journal, prepared = await self._prepare(group)
         self._observe("prepare_seconds", asyncio.get_running_loop().time() - started)
         if not prepared:
@@ -188,7 +188,7 @@ class Enrollment:
                 continue
             unwanted.append(item)
             if outcome is Outcome.EXISTS:
-                self._follow(waiting, self._settlement.answer_again(waiting.order))
+                self._follow(waiting, self._settlement.answer_again(waiting.order, asked_at))
             else:
                 _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
         return journal, mine, unwanted

@@ -87,8 +87,12 @@ class Settlement:
             raise StartOver
         return certificate
 
-    async def answer_again(self, order: Order) -> bytes:
+    async def answer_again(self, order: Order, asked_at: datetime) -> bytes:
         """The certificate for an order whose request key another intent holds: a retry, or the same request twice at once.
+
+        Args:
+            order: what was asked for.
+            asked_at: when, by the server's clock.
 
         Raises:
             StartOver: nothing holds the key any more, or what held it was too old to be repeated.
@@ -100,15 +104,16 @@ class Settlement:
             if issuance is None:
                 raise StartOver
             if issuance.certificate is not None:
-                return await self._repeat(order, issuance)
+                return await self._repeat(order, issuance, asked_at)
             await asyncio.sleep(pause)
         assert issuance is not None
         return await self.settle_or_start_over(issuance.intent)
 
-    async def _repeat(self, order: Order, issuance: Issuance) -> bytes:
+    async def _repeat(self, order: Order, issuance: Issuance, asked_at: datetime) -> bytes:
         assert issuance.certificate is not None
         assert issuance.issued_at is not None
-        if self._clock() - issuance.issued_at <= order.retry_window:
+        # Both have to say that it is too old: a clock that is set forward meanwhile must not cost a retry its certificate.
+        if min(asked_at, self._clock()) - issuance.issued_at <= order.retry_window:
             self._observe("repeated", 1)
             return issuance.certificate
         intent = issuance.intent

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -38,6 +39,24 @@ async def test_the_same_request_gets_the_same_bytes_within_the_window(road: Road
     assert await road.enrollment.enroll(order) == second
 
 
+@pytest.mark.parametrize(("before", "meanwhile"), [(0, 3653), (3653, -3653)], ids=["goes wrong", "comes right"])
+async def test_a_clock_that_is_turned_under_a_retry_costs_it_nothing(
+    road: Road, monkeypatch: pytest.MonkeyPatch, before: int, meanwhile: int
+) -> None:
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    prepare = road.pool.prepare
+
+    async def turn(items: Any, beside: str | None = None) -> Any:
+        road.now += timedelta(days=meanwhile)
+        return await prepare(items, beside)
+
+    road.now += timedelta(days=before)
+    monkeypatch.setattr(road.pool, "prepare", turn)
+    assert await road.enrollment.enroll(order) == first
+    assert await road.certificates() == [first]
+
+
 async def test_the_same_request_many_times_at_once_is_one_certificate(road: Road) -> None:
     order = road.order()
     answers = await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))
@@ -55,7 +74,7 @@ async def test_two_workers_with_one_request_give_one_certificate(road: Road) -> 
 
 async def test_a_request_that_nobody_holds_starts_over(road: Road) -> None:
     with pytest.raises(StartOver):
-        await settlement_of(road).answer_again(road.order())
+        await settlement_of(road).answer_again(road.order(), road.now)
 
 
 def settlement_of(road: Road) -> Settlement:
