@@ -46,16 +46,31 @@ class PidFile(NamedTuple):
     @property
     def answers(self) -> bool:
         """Whether it is ready and accepts connections: a request for TLS is answered with one byte, yes or no."""
-        if not self.ready:
-            return False
+        return self.ready and len(self._ask(_TLS_REQUEST)) == 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it neither starts, nor recovers from a crash (of a single backend perhaps), nor ends at this moment."""
+        answer = self._ask(_HELLO)
+        return answer != b"" and _CANNOT_CONNECT_NOW not in answer
+
+    def _ask(self, message: bytes) -> bytes:
+        """The beginning of its answer; empty when it has none."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(2.0)
             try:
                 probe.connect(f"{self.socket_directory}/{_SOCKET_NAME}")
-                probe.sendall(struct.pack("!ii", 8, 80877103))
-                return len(probe.recv(1)) == 1
+                probe.sendall(message)
+                return probe.recv(1024)
             except OSError:
-                return False
+                return b""
+
+
+# PostgreSQL's frontend protocol 3.0: SSLRequest, StartupMessage, and the SQLSTATE of an ErrorResponse.
+_TLS_REQUEST = struct.pack("!ii", 8, 80877103)
+_WHO = f"user\0{ROLE}\0database\0{ROLE}\0\0".encode()
+_HELLO = struct.pack("!ii", 8 + len(_WHO), 3 << 16) + _WHO
+_CANNOT_CONNECT_NOW = b"C57P03\0"
 
 
 class Cluster:

@@ -35,6 +35,7 @@ from estd.store.cluster import ROLE, SUPERUSER, Cluster, read_tail, try_lock, wa
 from estd.store.launcher import Launcher, find_account, find_binaries, find_launcher
 
 VERSION = 18
+_RECOVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,8 @@ class PrivatePostgres:
             )
 
     def _shut_down(self) -> None:
+        # PostgreSQL 18 that is told to stop while it recovers from a crash may wait from then on for nothing.
+        wait_for(self._may_be_told_to_stop, _RECOVERY_SECONDS)
         # SIGINT: finish what runs, write everything out. SIGQUIT: at once, and recover on the next start.
         for sign, patience_seconds in ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0)):
             if not self._cluster.lives():
@@ -235,6 +238,12 @@ class PrivatePostgres:
             self._process.wait()
             self._process = None
         self._cluster.remove_short_socket_directory()
+
+    def _may_be_told_to_stop(self) -> bool:
+        seen = self._cluster.read_pid_file()
+        if seen is None or not self._cluster.holds(seen.pid) or not Path(seen.socket_directory).is_dir():
+            return True  # it is dead, or nobody can ask it
+        return seen.is_settled
 
     def _leave(self) -> None:
         if self._users_lock is not None:

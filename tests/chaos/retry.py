@@ -77,7 +77,8 @@ class Losers:
                 if not self._waiting:
                     return
                 device = self._waiting.pop()
-            choices = random.Random(f"{self._seed}-{device.name}")
+                # By the seed alone, so that a run can be repeated: names are new each time.
+                choices = random.Random(f"{self._seed}-{len(self._waiting)}")
             context = fleet.make_new_context(self._trust, device)
             caller: Caller | None = None
             for body in device.bodies:

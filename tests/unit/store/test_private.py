@@ -143,6 +143,23 @@ async def test_a_killed_server_is_started_again(server: PrivatePostgres) -> None
     await ask(url, "DROP TABLE kept")
 
 
+async def test_it_stops_at_once_in_the_middle_of_a_recovery(server: PrivatePostgres, directory: Path) -> None:
+    """Told to stop at the wrong moment after a backend's crash, PostgreSQL 18 would go on only when told to quit."""
+    connection = await asyncpg.connect(server.start(), timeout=3)
+    os.kill(connection.get_server_pid(), signal.SIGKILL)
+    cluster = Cluster(directory)
+    deadline = time.monotonic() + 5
+    while (seen := cluster.read_pid_file()) is None or seen.is_settled:
+        assert time.monotonic() < deadline
+    started = time.monotonic()
+    assert server.stop()
+    assert time.monotonic() - started < 15
+    log = max((directory / "log").glob("*.log"), key=lambda file: file.stat().st_mtime).read_text()
+    assert "reinitializing" in log
+    assert "immediate shutdown" not in log[log.rindex("reinitializing") :]
+    connection.terminate()
+
+
 async def test_children_of_a_killed_server_do_not_hold_up_the_next(server: PrivatePostgres) -> None:
     connection = await asyncpg.connect(server.start())
     loop = "DO $$ BEGIN FOR i IN 1..2000000000 LOOP END LOOP; END $$"
