@@ -29,6 +29,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -114,8 +115,26 @@ def limited_files(stage: Stage) -> Iterator[Disk]:
                 hard = resource.prlimit(signer.pid, resource.RLIMIT_FSIZE)[1]
                 resource.prlimit(signer.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
-    # A signer sets room aside 4 MiB at a time, and what is set aside may be used.
-    yield Disk(lambda: limit(1), lambda: limit(resource.RLIM_INFINITY))
+    is_full, is_over = threading.Event(), threading.Event()
+
+    def keep_full() -> None:
+        # Often: a signer that is started anew has to find the disk full, before it opens its journal.
+        while not is_over.wait(0.02):
+            if is_full.is_set():
+                limit(1)  # a signer sets room aside 4 MiB at a time, and what is set aside may be used
+
+    def free() -> None:
+        is_full.clear()
+        time.sleep(0.1)
+        limit(resource.RLIM_INFINITY)
+
+    keeper = threading.Thread(target=keep_full, daemon=True)
+    keeper.start()
+    try:
+        yield Disk(is_full.set, free)
+    finally:
+        is_over.set()
+        keeper.join()
 
 
 class LogSwitch:
