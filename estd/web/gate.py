@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from estd.ra.pace import Pace
-from estd.web.place import Guest, Home, Idler, Limits, Place, Refusal, Source
+from estd.web.place import SEVERAL, Guest, Home, Idler, Limits, Place, Refusal, Source
 
 _FEW: Final = 2
 """Connections, or unfinished handshakes, of a source that is no part of a crowd."""
@@ -175,8 +175,10 @@ class Gate:
         return False
 
     def learn(self, here: Source, ecosystem_id: int) -> None:
-        """See `Place.belongs`."""
-        self._known[here.name] = ecosystem_id
+        """See `Place.belongs`. Whoever speaks for several ecosystems is no crowd of one of them, and stays so."""
+        if here.home.ecosystem_id == SEVERAL:
+            return
+        self._known[here.name] = ecosystem_id if self._known.get(here.name, ecosystem_id) == ecosystem_id else SEVERAL
         if len(self._known) > _SOURCES_KNOWN:
             self._known.popitem(last=False)
         here.home.guests -= len(here.guests)
@@ -236,8 +238,8 @@ class Gate:
 
     def _find_home(self, source: str) -> Home:
         ecosystem_id = self._known.get(source)
-        if ecosystem_id is None:
-            return Home(None)
+        if not ecosystem_id:
+            return Home(ecosystem_id)
         home = self._homes.get(ecosystem_id)
         if home is None:
             home = self._homes[ecosystem_id] = Home(ecosystem_id)
@@ -299,6 +301,8 @@ class Gate:
             return True
         if self._begun and self._held:
             return False
+        if here.home.ecosystem_id == SEVERAL:
+            return True  # a request's ecosystem is known at the turnstile, and waits there
         if self._pace is not None and self._pace.waiting:
             self._call_look()
             return False
@@ -306,7 +310,7 @@ class Gate:
 
     def _is_in_pace(self, here: Source) -> bool:
         """Whether this source's crowd may take a step now; if not, there will be a pass in a moment."""
-        if self._pace is None or self._pace.allows(here.home.key):
+        if self._pace is None or here.home.ecosystem_id == SEVERAL or self._pace.allows(here.home.key):
             return True
         self._call_look()
         return False

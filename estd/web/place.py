@@ -11,7 +11,7 @@ import enum
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,15 @@ class Place:
             self._gate.leave(self)
 
 
+SEVERAL: Final = 0
+"""For the number of an ecosystem, which is never 0: a source that several of them admitted, such as a proxy."""
+
+
 class Home:
-    """All sources of one ecosystem; a source that no ecosystem is known of has one of its own. The gate alone changes it."""
+    """All sources of one ecosystem; a source of none that is known, or of several, has one of its own.
+
+    The gate alone changes it.
+    """
 
     __slots__ = ("ecosystem_id", "guests")
 
@@ -187,7 +194,7 @@ class Home:
     @property
     def key(self) -> object:
         """Equal for one ecosystem, and for nobody else."""
-        return self if self.ecosystem_id is None else self.ecosystem_id
+        return self.ecosystem_id or self
 
 
 class Source:

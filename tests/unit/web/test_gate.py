@@ -7,7 +7,7 @@ import pytest
 from gate_lab import Kept, Queuer, Steps, counts
 
 from estd.web.gate import Gate
-from estd.web.place import Limits, Refusal
+from estd.web.place import SEVERAL, Limits, Refusal
 
 
 class Clock:
@@ -513,14 +513,40 @@ def test_a_source_belongs_to_the_ecosystem_that_admitted_it_and_is_known_when_it
     assert (stranger.place.here.home is home, home.guests) == (True, 2)
     stranger.place.end()
     assert home.guests == 1
-    stranger.place.belongs(8)
-    assert (stranger.place.here.home.key, stranger.place.here.home.guests, home.guests) == (8, 0, 1)
     for queuer in (first, stranger):
         queuer.place.leave()
     assert home.guests == 0
     again = [Queuer(gate, source).place.here.home for source in "abc"]
-    assert [one.ecosystem_id for one in again] == [7, 8, None]
-    assert (again[0] is home, home.guests) == (True, 1)
+    assert [one.ecosystem_id for one in again] == [7, 7, None]
+    assert (again[0] is again[1] is home, home.guests) == (True, 2)
+
+
+def test_a_source_that_several_ecosystems_admit_is_none_of_theirs_and_stays_so() -> None:
+    gate = Gate(Limits())
+    proxy, device, other = Queuer(gate, "proxy"), Queuer(gate, "device"), Queuer(gate, "other proxy")
+    for queuer in (proxy, device, other):
+        queuer.place.belongs(7)
+    sevens = device.place.here.home
+    for ecosystem_id in (8, 7, 9):
+        proxy.place.belongs(ecosystem_id)
+        other.place.belongs(ecosystem_id)
+    home = proxy.place.here.home
+    assert (home.ecosystem_id, home.guests, sevens.guests) == (SEVERAL, 1, 1)
+    assert other.place.here.home.key != home.key, "two proxies are two"
+    proxy.place.leave()
+    assert home.guests == 0
+    assert Queuer(gate, "proxy").place.here.home.ecosystem_id == SEVERAL
+
+
+def test_a_proxys_crowd_is_no_ecosystems_and_keeps_no_pace_at_the_door() -> None:
+    paced = Paced()
+    paced.know("proxy", 7)
+    paced.know("proxy", 8)
+    many = paced.come("proxy", 6)
+    paced.pace.waiting = 3  # requests of some crowd, which is perhaps not the proxy's
+    paced.pace.asked.clear()
+    assert [queuer.begin() for queuer in many[:2]] == [True, True]
+    assert paced.pace.asked == []
 
 
 def test_a_home_counts_everybody_of_a_source_that_moves() -> None:
