@@ -65,7 +65,7 @@ class Gate:
         self._held: OrderedDict[Source, deque[Place]] = OrderedDict()
         self._held_count = 0
         self._sources: dict[str, Source] = {}
-        # Which ecosystem a source was last admitted by, for some while after it has left; and the ecosystems' homes.
+        # Which ecosystem a source was admitted by, or SEVERAL, for some while after it has left; and the ecosystems' homes.
         self._known: OrderedDict[str, int] = OrderedDict()
         self._homes: dict[int, Home] = {}
         # Each in order of arrival: places without a finished handshake, and those of them whose turn it is.
