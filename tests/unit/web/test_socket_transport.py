@@ -409,7 +409,7 @@ class Patient(Recorder):
         super().__init__()
         self.ends = 0
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:  # type: ignore[override]  # an end that leaves our side open
         self.ends += 1
         return True
 
@@ -669,9 +669,9 @@ class Noting(socket.socket):
         super().__init__(taken_over.family, taken_over.type, taken_over.proto, fileno=taken_over.detach())
         self.options: list[tuple[object, ...]] = []
 
-    def setsockopt(self, *arguments: object) -> None:  # type: ignore[override]
+    def setsockopt(self, *arguments: object) -> None:  # type: ignore[override]  # both of its forms
         self.options.append(arguments)
-        super().setsockopt(*arguments)  # type: ignore[arg-type]
+        super().setsockopt(*arguments)  # type: ignore[arg-type]  # as they were given
 
 
 def make_noted_way() -> tuple[Way, Noting]:
