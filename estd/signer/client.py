@@ -260,10 +260,10 @@ class _Slot:
         self._notice()
         try:
             await channel.lost
+            _log.warning("the connection to a signer broke", extra={"path": self.path})
         finally:
             self.channel = None
             self._notice()
-            _log.warning("the connection to a signer broke", extra={"path": self.path})
 
 
 class _Channel(asyncio.Protocol):

@@ -198,6 +198,21 @@ async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_pat
         await pool.close()
 
 
+async def test_a_connection_that_broke_is_complained_of_and_one_that_was_closed_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with harness.running(tmp_path) as signer:
+        for breaks in (False, True):
+            pool = SignerPool([signer.path])
+            await live(pool, 1)
+            if breaks:
+                signer.kill()
+                await live(pool, 0)
+            await pool.close()
+            complaints = [record.message for record in caplog.records if record.name == "estd.signer.client"]
+            assert complaints == ["the connection to a signer broke"] * breaks
+
+
 async def test_what_a_slot_that_dies_was_preparing_another_one_prepares(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
