@@ -173,7 +173,8 @@ class Enrollment:
         self._observe("prepare_seconds", asyncio.get_running_loop().time() - started)
         if not prepared:
             return journal, mine, unwanted
-        now = self._clock()
+        # Nothing on this road is before what came before it, whichever way the clock is turned meanwhile.
+        now = max(asked_at, self._clock())
         intents = [write_intent(waiting.order, item, journal, now) for waiting, item in prepared]
         started = asyncio.get_running_loop().time()
         try:
@@ -226,7 +227,7 @@ class Enrollment:
                 self._follow(waiting, self._settlement.settle_or_start_over(intent))
             return
         self._observe("seal_seconds", asyncio.get_running_loop().time() - started)
-        now = self._clock()
+        now = max(mine[0][1].created_at, self._clock())
         done: list[tuple[Waiting, bytes, Issued]] = []
         for (waiting, intent, item), result in zip(mine, sealed, strict=True):
             if isinstance(result, bytes):

@@ -64,7 +64,7 @@ class Settlement:
                 raise
             answer = Verdict.UNKNOWN  # its node is gone, and its journal with it
         if isinstance(answer, bytes):
-            issued = [write_settled(intent, answer, self._clock())]
+            issued = [write_settled(intent, answer, max(intent.created_at, self._clock()))]
             await insist(lambda: self._store.record_issued(issued))
             return answer
         closing = Closing.VOID if answer is Verdict.NEVER_SIGNED else Closing.ORPHAN

@@ -57,6 +57,27 @@ async def test_a_clock_that_is_turned_under_a_retry_costs_it_nothing(
     assert await road.certificates() == [first]
 
 
+@pytest.mark.parametrize("step", ["prepare", "seal"])
+async def test_a_clock_that_is_set_back_under_a_request_costs_its_retry_nothing(
+    road: Road, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    started, call = road.now, getattr(road.pool, step)
+
+    async def turn(*arguments: Any) -> Any:
+        answer = await call(*arguments)
+        road.now = started - timedelta(days=3653)
+        return answer
+
+    order = road.order()
+    with monkeypatch.context() as patch:
+        patch.setattr(road.pool, step, turn)
+        first = await road.enrollment.enroll(order)
+    road.now = started
+    assert await road.enrollment.enroll(order) == first
+    (stored,) = await road.store.find_certificates(None, None, 10)
+    assert stored.issued_at >= started
+
+
 async def test_the_same_request_many_times_at_once_is_one_certificate(road: Road) -> None:
     order = road.order()
     answers = await asyncio.gather(*(road.enrollment.enroll(order) for _ in range(20)))
