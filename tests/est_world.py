@@ -52,6 +52,7 @@ from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
 from estd.ra.pace import Pace, Turnstile
+from estd.ra.refusals import Refusals
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
@@ -104,6 +105,7 @@ class World:
     """A connection of the superuser."""
     signers: SignerPool
     est: Est
+    refusals: Refusals
     makers: dict[str, Party]
     records: dict[str, EcosystemRecord]
     tolerances: Counter[tuple[str, str]]
@@ -299,6 +301,7 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
         tolerances: Counter[tuple[str, str]] = Counter()
         enrollment = Enrollment(store, signers, now, lambda _what, _value: None)
         bulk = Bulk(store, signers, enrollment, trail, now, lambda _what, _value: None)
+        refusals = Refusals(time.monotonic)
         est = Est(
             Directory(found, [], HOME),
             Admission(store),
@@ -308,9 +311,10 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
             Quotas(time.monotonic, lambda _ecosystem, _limit: None),
             Turnstile(Pace(share=1.0, wait_seconds=0.05)),
             bulk,
+            refusals,
         )
         connection = await stack.enter_async_context(database.session())
-        yield World(store, connection, signers, est, makers, records, tolerances)
+        yield World(store, connection, signers, est, refusals, makers, records, tolerances)
 
 
 @contextlib.asynccontextmanager

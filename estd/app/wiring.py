@@ -24,6 +24,7 @@ from estd.ra.directory import Directory
 from estd.ra.enrollment import Enrollment
 from estd.ra.limits import Quotas
 from estd.ra.pace import Pace, Turnstile
+from estd.ra.refusals import Refusals
 from estd.ra.trail import Trail
 from estd.signer.client import SignerPool
 from estd.store.contract import Store
@@ -51,6 +52,7 @@ class Worker:
         self._trail = Trail(store)
         self._bulk = Bulk(store, signers, self._enrollment, self._trail, _now, metrics.observe_issuance)
         self._quotas = Quotas(time.monotonic, metrics.count_turned_away, settings.workers)
+        self._refusals = Refusals(time.monotonic)
         loop = asyncio.get_running_loop()
         self._limits = _fit_limits()
         pace = Pace(self._limits.crowd_share, self._limits.crowd_wait_seconds)
@@ -63,6 +65,7 @@ class Worker:
             self._quotas,
             Turnstile(pace),
             self._bulk,
+            self._refusals,
         )
         self._site = Site(self._est.answer, messages.write_refusal, takes_stream)
         self._gate = Gate(self._limits, soon=loop.call_soon, pace=pace, later=loop.call_later)
@@ -111,7 +114,8 @@ class Worker:
         metrics.publish()
 
     async def report_limits(self) -> None:
-        """Say which limits turned requests away: one line and one audit event for many of them."""
+        """Say which limits turned requests away, and which refusals there were too many of: one audit event for many."""
+        await self._trail.record_all(self._refusals.sum_up(_now()))
         for report in self._quotas.take_reports():
             facts = {"limit": report.limit.value, "count": report.count}
             _log.warning(
@@ -137,6 +141,7 @@ class Worker:
         await self._enrollment.drain()
         if self._follower is not None:
             self._follower.cancel()
+        await self._trail.record_all(self._refusals.sum_up(_now(), is_last=True))
         await self._trail.stop()
         await self._signers.close()
         await self._store.close()

@@ -29,6 +29,7 @@ from estd.ra.limits import Quotas, TurnedAway
 from estd.ra.naming import decide_names
 from estd.ra.order import Order, write_request_key
 from estd.ra.pace import Turnstile
+from estd.ra.refusals import Refusals
 from estd.ra.trail import Trail
 from estd.wire.csrattrs import write_csrattrs
 from estd.wire.exchange import HOME, Exchange, Reply
@@ -83,6 +84,7 @@ class Est:
         quotas: Quotas,
         turnstile: Turnstile,
         bulk: Bulk,
+        refusals: Refusals,
     ) -> None:
         self.directory = directory
         self._admission = admission
@@ -91,6 +93,7 @@ class Est:
         self._count_tolerance = count_tolerance
         self._quotas = quotas
         self._turnstile = turnstile
+        self._refusals = refusals
         self._batches = Batches(bulk)
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
@@ -183,20 +186,20 @@ class Est:
             ecosystem_id = self.directory.find_place(label).ecosystem.ecosystem_id
         except Refused:
             pass  # the label itself is what was refused; the event says so
-        await self._trail.record(
-            Event(
-                at=exchange.at,
-                kind=f"est.{operation}",
-                outcome="refused" if isinstance(reason, Refused) else "failed",
-                ecosystem=label,
-                ecosystem_id=ecosystem_id,
-                code=reason.code.value,
-                detail=reason.detail,
-                identity=_presented_identity(exchange),
-                address=exchange.peer.address,
-                request_id=exchange.request_id,
-            )
+        event = Event(
+            at=exchange.at,
+            kind=f"est.{operation}",
+            outcome="refused" if isinstance(reason, Refused) else "failed",
+            ecosystem=label,
+            ecosystem_id=ecosystem_id,
+            code=reason.code.value,
+            detail=reason.detail,
+            identity=_presented_identity(exchange),
+            address=exchange.peer.address,
+            request_id=exchange.request_id,
         )
+        if self._refusals.is_for_itself(event, exchange.peer):
+            await self._trail.record(event)
 
 
 ROUTES: Final[tuple[Route, ...]] = (

@@ -104,8 +104,8 @@ class Share:
         self._finished = 0
         self._pace = _SLOWEST_PACE
         self._pace_since = 0.0
-        self._sources: OrderedDict[object, float] = OrderedDict()
-        self._identities: OrderedDict[object, float] = OrderedDict()
+        self._sources = Rations()
+        self._identities = Rations()
         self.take_over(ecosystem)
 
     def take_over(self, ecosystem: LiveEcosystem) -> None:
@@ -159,20 +159,16 @@ class Share:
         return TurnedAway(limit, _DETAILS[limit], add_jitter(self._next - now))
 
     def _count_source(self, rate: Rate, peer: Peer, now: float) -> None:
-        self._take(Limit.SOURCE_RATE, self._sources, read_source(peer.address), rate, now)
+        self._take(Limit.SOURCE_RATE, self._sources, find_network(peer.address), rate, now)
         if peer.certificates:
             # Python's hash of bytes is keyed by a secret of the process, so no two certificates can be made to meet.
             self._take(Limit.IDENTITY_RATE, self._identities, hash(peer.certificates[0]), rate, now)
 
-    def _take(self, limit: Limit, known: OrderedDict[object, float], key: object, rate: Rate, now: float) -> None:
-        before = known.pop(key, 0.0)
-        due = rate.decide(before, now)
-        known[key] = before if due is None else due
-        if len(known) > _SOURCES_REMEMBERED:
-            known.popitem(last=False)  # the one that was silent longest
-        if due is None:
+    def _take(self, limit: Limit, known: Rations, key: object, rate: Rate, now: float) -> None:
+        wait = known.take(rate, key, now)
+        if wait:
             self._of_all.count(self._ecosystem, limit)
-            raise TurnedAway(limit, _DETAILS[limit], add_jitter(before - rate.tolerance - now))
+            raise TurnedAway(limit, _DETAILS[limit], add_jitter(wait))
 
     def _measure_pace(self, now: float) -> float:
         """Requests a second that were answered lately."""
@@ -237,14 +233,15 @@ class Quotas:
 
 
 class Rate:
-    """GCRA: one request each `interval`, and up to a second's worth at once."""
+    """GCRA: one each `interval`, and `burst` of them at once; without it a second's worth."""
 
     __slots__ = ("interval", "tolerance")
 
-    def __init__(self, per_second: float) -> None:
+    def __init__(self, per_second: float, burst: float | None = None) -> None:
         self.interval = 1 / per_second
+        at_once = per_second if burst is None else burst
         # A hundredth of an interval more: sums of floats may come out a little late.
-        self.tolerance = (max(0.0, per_second - 1) + 0.01) * self.interval
+        self.tolerance = (max(0.0, at_once - 1) + 0.01) * self.interval
 
     def decide(self, due: float, now: float) -> float | None:
         """When the next request is due if one that is due at `due` comes now; None if it comes too early."""
@@ -255,14 +252,36 @@ class Rate:
         return due + self.interval
 
 
+class Rations:
+    """What each of many sources has used of a rate. Bounded: it forgets the source that was silent longest."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self) -> None:
+        self._due: OrderedDict[object, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many sources it remembers."""
+        return len(self._due)
+
+    def take(self, rate: Rate, source: object, now: float) -> float:
+        """Count one in and answer 0; or, if it comes too early, the seconds until it would not."""
+        before = self._due.pop(source, 0.0)
+        due = rate.decide(before, now)
+        self._due[source] = before if due is None else due
+        if len(self._due) > _SOURCES_REMEMBERED:
+            self._due.popitem(last=False)
+        return before - rate.tolerance - now if due is None else 0.0
+
+
 def add_jitter(seconds: float) -> int:
     """Whole seconds for Retry-After: no less than that, and up to a quarter more, so that a crowd does not stay one."""
     least = max(1, math.ceil(seconds))
     return least + secrets.randbelow(least // 4 + 2)
 
 
-def read_source(address: str) -> object:
-    """The source an address counts under: itself, or for IPv6 the /64 that one subscriber holds."""
+def find_network(address: str) -> object:
+    """What an address counts under: itself, or for IPv6 the /64 that one subscriber holds."""
     if ":" not in address:
         return address
     try:

@@ -39,8 +39,9 @@ from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Unavailable
 from estd.est.messages import STATUS, write_binding
 from estd.est.operations import OWN_ROOT, ROOT, ROUTES, Guarded, Public, Route, Streamed, takes_stream
-from estd.ra import admission, paths
+from estd.ra import admission, paths, refusals
 from estd.ra.admission import Purpose
+from estd.ra.limits import Rate
 from estd.wire.exchange import HOME as HOME_OF_PEER
 from estd.wire.exchange import Peer, Reply
 
@@ -1022,3 +1023,12 @@ async def test_a_refusal_of_the_signers_is_told_like_any_other(world: World) -> 
     assert (outcome, reply.status) == (Code.CSR_SIGNATURE.value, 400)
     trace = await world.since(mark)
     assert (trace.intents, len(trace.events)) == (0, 1)
+
+
+async def test_a_flood_of_refusals_does_not_fill_the_trail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_OF_A_SOURCE", Rate(0.001, burst=5))
+    here, before = Peer("198.51.100.77"), await world.mark()
+    for _ in range(30):
+        assert (await world.ask("", None, Caller("nobody"), method="GET", path="/x", peer=here))[1] == "path-unknown"
+    assert len((await world.since(before)).events) == 5
+    assert [event.extra["count"] for event in world.refusals.sum_up(now(), is_last=True)] == [25]

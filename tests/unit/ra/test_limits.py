@@ -11,7 +11,7 @@ from factory import make_maker, make_record, make_rules
 from estd.ca.ecosystem import Limits
 from estd.errors import Code
 from estd.ra.directory import Directory, LiveEcosystem
-from estd.ra.limits import Limit, Quotas, Rate, Share, TurnedAway, add_jitter, read_source
+from estd.ra.limits import Limit, Quotas, Rate, Share, TurnedAway, add_jitter, find_network
 from estd.wire.exchange import Peer
 
 HERE = Peer("192.0.2.1")
@@ -230,8 +230,8 @@ def test_jitter_only_adds() -> None:
 
 
 def test_an_ipv6_source_is_its_64() -> None:
-    assert read_source("2001:db8::1") == read_source("2001:db8::ffff:1")
-    assert read_source("2001:db8:0:1::1") != read_source("2001:db8::1")
-    assert read_source("192.0.2.1") == "192.0.2.1"
-    assert read_source("fe80::1%eth0") == read_source("fe80::2")
-    assert read_source("no:address") == "no:address"
+    assert find_network("2001:db8::1") == find_network("2001:db8::ffff:1")
+    assert find_network("2001:db8:0:1::1") != find_network("2001:db8::1")
+    assert find_network("192.0.2.1") == "192.0.2.1"
+    assert find_network("fe80::1%eth0") == find_network("fe80::2")
+    assert find_network("no:address") == "no:address"
