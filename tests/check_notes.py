@@ -55,7 +55,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/cli/apply.py": (_CLI, "a command, called there"),
     "estd/cli/audit.py": (_CLI, "a command, called there"),
     "estd/cli/batch.py": ("integration/test_batch.py", "a command, called there"),
-    "estd/cli/cert.py": (_CLI, "a command, called there"),
     "estd/cli/code.py": (_CLI, "a command, called there"),
     "estd/cli/demo.py": (_CLI, "a command, called there"),
     "estd/cli/ecosystem.py": (_CLI, "a command, called there"),

@@ -237,7 +237,9 @@ async def _choose(config: Config, serials: Sequence[str], device: str | None, la
             records = await store.find_ecosystems()
             return [await _look_up(store, records, text) for text in serials]
         record = await get_ecosystem(store, label)
-        stored = await store.find_certificates(record.ecosystem_id, read_device(device), _OF_ONE_DEVICE)
+        limit = _OF_ONE_DEVICE
+        while len(stored := await store.find_certificates(record.ecosystem_id, read_device(device), limit)) == limit:
+            limit *= 4  # every one of them, however often the device was renewed
     found = [one for one in (_Found(label, each) for each in stored) if one.state(_now()) == "valid"]
     if not found:
         remedy = f"See: estd cert list --ecosystem {label} --device {device}"
