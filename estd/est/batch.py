@@ -142,7 +142,7 @@ class LineReader:
         name, _, text = line.rpartition(b",")
         self._seen += 1
         if b'"' in line or (self._seen == 1 and text.strip().lower() == b"csr"):
-            fields = next(csv.reader([line.decode("utf-8", "replace")]), [""])
+            fields = _read_fields(line)
             if self._seen == 1 and fields[-1].strip().lower() == "csr":
                 return  # the heading
             name, text = ",".join(fields[:-1]).encode(), fields[-1].encode()
@@ -159,6 +159,14 @@ class LineReader:
             f"a line of the batch is longer than {LINE_AT_MOST_BYTES} bytes; is the base64 of each request on its own?"
         )
         return Refused(Code.BODY_TOO_LARGE, detail)
+
+
+def _read_fields(line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode("utf-8", "replace")]), [""])
+    except csv.Error:
+        # A carriage return amid the line: this is no request, but no reason to give up the others.
+        return [line.rpartition(b",")[0].decode("utf-8", "replace"), ""]
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ def test_lines_come_in_pieces_of_any_size() -> None:
         assert read(*(text[at : at + size] for at in range(0, len(text), size))) == expected
 
 
-@pytest.mark.parametrize("line", [b"x,", b"x,!!!!", b"x,AAA", b"csr,x,", b"x,QUJD====", b'x,"'])
+@pytest.mark.parametrize("line", [b"x,", b"x,!!!!", b"x,AAA", b"csr,x,", b"x,QUJD====", b'x,"', b'x\r1,"y",QUJD'])
 def test_what_is_not_base64_is_a_request_that_will_be_refused(line: bytes) -> None:
     assert [csr for _, csr in read(b"y,%s\n%s\n" % (BASE64, line))] == [CSR, b""]
 
