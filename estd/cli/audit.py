@@ -54,14 +54,13 @@ def audit() -> None:
     default=50,
     show_default=True,
     metavar="N",
-    help="How many to look through.",
+    help="How many to list.",
 )
 @server_options
 @json_option
 def list_events(label: str | None, outcome: str | None, limit: int, config: Config, as_json: bool) -> None:
     """List decisions, newest first."""
-    found, labels = run_async(_find(config, label, limit))
-    events = [event for event in found if outcome in (None, event.outcome)]
+    events, labels = run_async(_find(config, label, outcome, limit))
     if as_json:
         write_json([{**write_event(event), "ecosystem": _label(event, labels)} for event in events])
         return
@@ -79,7 +78,7 @@ def list_events(label: str | None, outcome: str | None, limit: int, config: Conf
             )
             for event in events
         ],
-        "Nothing happened here yet.",
+        "There is no such decision." if outcome or label else "Nothing happened here yet.",
     )
 
 
@@ -289,8 +288,10 @@ def _why(event: Event) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-async def _find(config: Config, label: str | None, limit: int) -> tuple[list[Event], dict[int, str]]:
+async def _find(
+    config: Config, label: str | None, outcome: str | None, limit: int
+) -> tuple[list[Event], dict[int, str]]:
     async with open_store(config) as store:
         labels = {record.ecosystem_id: record.label for record in await store.find_ecosystems()}
         wanted = None if label is None else (await get_ecosystem(store, label)).ecosystem_id
-        return await store.find_events(wanted, limit), labels
+        return await store.find_events(wanted, limit, outcome), labels

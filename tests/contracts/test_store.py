@@ -584,6 +584,10 @@ async def test_events_newest_first(store: Store) -> None:
     assert await store.find_events(None, 2) == [events[3], events[2]]
     assert await store.find_events(1, 10) == [events[3], events[0]]
     assert await store.find_events(1, 1) == [events[3]]
+    # Also the one that others came after.
+    assert await store.find_events(None, 1, "refused") == [events[1]]
+    assert await store.find_events(2, 1, "refused") == [events[1]]
+    assert await store.find_events(1, 10, "refused") == []
 
 
 async def test_a_refusal_is_recorded_whatever_the_stranger_sent(store: Store) -> None:
