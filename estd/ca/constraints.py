@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from estd.asn1 import der
+from estd.asn1.oids import OIDS
 from estd.errors import Code, Refused
 from estd.names import EMPTY_NAME, read_name, read_san, write_name
 
@@ -89,20 +90,25 @@ def find_violation(constraints: Iterable[NameConstraints], subject: bytes, san: 
     """The first name of a certificate that leaves the namespace of an issuer above it, as text; None when none does."""
     names = [] if san is None else [name.text for name in read_san(san)]
     if subject != EMPTY_NAME:
-        names.append(f"dirname:{read_name(subject).text}")
+        name = read_name(subject)
+        names.append(f"dirname:{name.text}")
+        if san is None:
+            # What was there before SAN was: RFC 5280 §4.2.1.10 lets an address in the subject be no way around.
+            names += [f"email:{value!s}" for rdn in name.rdns for kind, value in rdn if kind == _EMAIL_ADDRESS]
     for constraint in constraints:
-        for name in names:
-            kind = name.partition(":")[0]
-            permitted = [text for text in constraint.permitted if text.startswith(f"{kind}:")]
-            if permitted and not any(_is_inside(name, text) for text in permitted):
-                return name
-            if any(_is_inside(name, text) for text in constraint.excluded):
-                return name
+        for text in names:
+            kind = text.partition(":")[0]
+            permitted = [base for base in constraint.permitted if base.startswith(f"{kind}:")]
+            if permitted and not any(_is_inside(text, base) for base in permitted):
+                return text
+            if any(_is_inside(text, base) for base in constraint.excluded):
+                return text
     return None
 
 
 # --- private ---------------------------------------------------------------------------------------------------------
 
+_EMAIL_ADDRESS: Final = OIDS["emailAddress"]
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _MAILBOX: Final = re.compile(rf"[!-?A-~]+@{_LABEL}(?:\.{_LABEL})*")

@@ -113,6 +113,15 @@ def test_a_mailbox_and_a_domain_of_mailboxes() -> None:
     assert find_violation(domain, EMPTY_NAME, write_san(["email:me@a.example.com"])) is None
 
 
+def test_an_address_in_the_subject_counts_where_there_is_no_alternative_name() -> None:
+    one = [NameConstraints(("email:example.com",), ())]
+    assert find_violation(one, write_name("CN=x,emailAddress=a@example.com"), None) is None
+    assert find_violation(one, write_name("CN=x,emailAddress=a@evil.example"), None) == "email:a@evil.example"
+    assert find_violation(one, write_name("CN=x,emailAddress=a@evil.example"), write_san(["dns:x.example"])) is None
+    none = [NameConstraints((), ("email:example.com",))]
+    assert find_violation(none, write_name("emailAddress=a@example.com,CN=x"), None) == "email:a@example.com"
+
+
 def test_every_issuer_above_counts() -> None:
     outer, inner = NameConstraints(("dns:example.com",), ()), NameConstraints(("dns:plant.example.com",), ())
     assert find_violation([outer, inner], EMPTY_NAME, write_san(["dns:a.plant.example.com"])) is None
