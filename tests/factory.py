@@ -60,6 +60,7 @@ def make_certificate(
     ends: datetime = FOREVER,
     eku: Iterable[x509.ObjectIdentifier] | None = None,
     digital_signature: bool | None = None,
+    key_cert_sign: bool | None = None,
     san: Iterable[x509.GeneralName] = (),
     serial: int | None = None,
 ) -> x509.Certificate:
@@ -80,9 +81,10 @@ def make_certificate(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
         )
     if ca or digital_signature is not None:
+        signs = ca if key_cert_sign is None else key_cert_sign
         builder = builder.add_extension(
             x509.KeyUsage(
-                bool(digital_signature), False, not digital_signature and not ca, False, False, ca, ca, False, False
+                bool(digital_signature), False, not digital_signature and not ca, False, False, signs, ca, False, False
             ),
             critical=True,
         )

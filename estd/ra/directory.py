@@ -26,11 +26,20 @@ INTERNAL_LABEL: Final = "estd-server"
 """The server's own ecosystem; no path leads to it."""
 
 # IDevIDs carry neither the SAN nor the EKU that the default policy wants (IEEE 802.1AR §8); what a leaf must and must
-# not say is checked by `estd.ra.admission`, and the CA certificates keep the library's own rules (RFC 5280 §6.1).
+# not say is checked by `estd.ra.paths`; of CA certificates RFC 5280 §6.1.4 (k) and (n) are what it wants.
 _MAXIMUM_CHAIN_DEPTH: Final = 5
 _LEAF_POLICY = verification.ExtensionPolicy.permit_all()
-_CA_POLICY = verification.ExtensionPolicy.permit_all().require_present(
-    x509.BasicConstraints, verification.Criticality.AGNOSTIC, None
+
+
+def _check_key_usage(_policy: verification.Policy, _issuer: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("the key of a CA on the path must not sign certificates")
+
+
+_CA_POLICY = (
+    verification.ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, verification.Criticality.AGNOSTIC, None)
+    .may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _check_key_usage)
 )
 
 

@@ -144,6 +144,11 @@ async def test_a_path_through_an_intermediate_is_found(setting: Setting) -> None
     assert await setting.refusal(make_peer(device.der)) is Code.CERTIFICATE_UNTRUSTED
 
 
+async def test_a_ca_whose_key_must_not_sign_certificates_is_no_step_of_a_path(setting: Setting) -> None:
+    middle = make_maker("Line 5", setting.maker, key_cert_sign=False)
+    assert await setting.refusal(make_peer(make_device(middle).der, middle.der)) is Code.CERTIFICATE_UNTRUSTED
+
+
 async def test_strangers_are_refused(setting: Setting) -> None:
     namesake = make_maker()  # same subject, another key
     for stranger in (make_device(None), make_device(make_maker("Other")), make_device(namesake)):
