@@ -106,14 +106,14 @@ async def check_schema(connection: asyncpg.Connection, migrations: Sequence[Migr
         Unavailable: it cannot; the detail says what to do.
     """
     if not await connection.fetchval(sql_of("has_migration_table")):
-        raise _refusal("The database is empty: run `estd migrate`.")
+        raise _refusal("The database is empty: `estd serve` makes its tables, and so does `estd ecosystem list`.")
     done = await _read_applied(connection, migrations)
     for number, phase, name in done.unknown:
         if phase is Phase.POST:
             raise _refusal(f"A newer version of estd applied {number:03d}_{phase.value}_{name}: upgrade this one.")
     for migration in migrations:
         if migration.number not in done.known and migration.phase is Phase.PRE:
-            raise _refusal(f"The database lacks {migration}: run `estd migrate`.")
+            raise _refusal(f"The database lacks {migration}: start `estd serve` of this version, which adds it.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ async def test_a_database_that_acknowledges_too_early_is_refused(database: Datab
 
 
 async def test_a_database_without_schema_is_refused(bare_database: Database) -> None:
-    with pytest.raises(Unavailable, match="estd migrate"):
+    with pytest.raises(Unavailable, match="estd serve"):
         await PostgresStore.connect(bare_database.url)
 
 
