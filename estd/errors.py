@@ -21,7 +21,6 @@ class Code(enum.Enum):
     METHOD_NOT_ALLOWED = "method-not-allowed"
     PATH_UNKNOWN = "path-unknown"
     LABEL_UNKNOWN = "label-unknown"
-    OPERATION_DISABLED = "operation-disabled"
     NOT_STRICT = "not-strict"
     # who asks
     CREDENTIAL_MISSING = "credential-missing"

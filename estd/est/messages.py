@@ -31,7 +31,6 @@ STATUS: Final[Mapping[Code, int]] = MappingProxyType(
         Code.METHOD_NOT_ALLOWED: 405,
         Code.PATH_UNKNOWN: 404,
         Code.LABEL_UNKNOWN: 404,
-        Code.OPERATION_DISABLED: 404,
         Code.NOT_STRICT: 400,
         # 401 asks for other credentials; 403 says that these are known and will not do (RFC 9110 §15.5).
         Code.CREDENTIAL_MISSING: 401,

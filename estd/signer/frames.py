@@ -144,7 +144,7 @@ class Prepared(Struct, array_like=True, frozen=True, forbid_unknown_fields=True,
 
     number: _Number
     mark: _Name
-    """Names the journal and how far it reached: `estd.signer.journal.Mark`."""
+    """Names the journal and how far it reached: `estd.signer.blocks.Mark`."""
     items: tuple[PreparedItem | RefusedItem, ...]
 
 

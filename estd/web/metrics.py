@@ -23,7 +23,7 @@ _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _GROUP_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
-REQUESTS = Counter("estd_requests", "EST requests by operation, ecosystem and outcome", ["operation", "outcome"])
+REQUESTS = Counter("estd_requests", "EST requests by operation and outcome", ["operation", "outcome"])
 REQUEST_SECONDS = Histogram(
     "estd_request_seconds", "Time from a complete head to the answer", ["operation"], buckets=_REQUEST_BUCKETS
 )

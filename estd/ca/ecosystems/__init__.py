@@ -1,7 +1,7 @@
 """Ready-made profiles: the worlds devices live in, each as the keys it changes from the defaults.
 
-An operator names one with ``base = "ldevid"`` and adds or overrides keys; `estd.ca.profile` reads the result like any
-other profile. A world is one module here and one line in `READY`.
+An operator names one with ``base = "ldevid"`` and adds or overrides keys; `estd.ca.profile_reader` reads the result
+like any other profile. A world is one module here and one line in `READY`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 `Linter.lint` walks a TBSCertificate and returns what is wrong with it by RFC 5280 §4.1 and §4.2, by the algorithms'
 own standards, against the issuing certificate and against the profile; an empty list means that it may be signed. The
 judgement takes nothing from whoever built the bytes: it reads the issuing certificate itself and has its own DER walk.
+Only whether a name is inside a name constraint is asked of `estd.ca.constraints`, which builds no leaf certificates.
 
 What is the same in every certificate of a profile is judged once: the verdict on a run of extensions, on what they mean
 together for one family of keys, and on issuer and dates of one batch, is kept beside their very octets, so whatever
