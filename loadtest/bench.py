@@ -262,7 +262,13 @@ def _read_options() -> argparse.Namespace:
     long.add_argument("--soak", action="store_true", help="memory over a run of --minutes")
     long.add_argument("--minutes", type=float, default=10.0, help="length of --soak (10)")
     long.add_argument("--plots", type=Path, default=Path("docs/plots"), help="where plots go (docs/plots)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("rounds", "certificates", "in_flight", "connections", "minutes"):
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} begins at 1")
+    if not all(part.isdigit() for part in options.rows.split(",")):
+        parser.error("--rows is a list of numbers, as in 0,1000000")
+    return options
 
 
 def _measure_floor() -> tuple[float, float]:

@@ -9,6 +9,7 @@ that provokes it.
 from __future__ import annotations
 
 import base64
+import csv
 import os
 import ssl
 import time
@@ -23,7 +24,10 @@ import pool
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from locust import FastHttpUser, between, events
 from locust.contrib.fasthttp import FastHttpSession
+from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import WorkerRunner
+from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 
 _POOL = Path(os.environ.get("ESTD_LOAD_POOL", "build/load/pool"))
 _SLOW_SECONDS = 30.0
@@ -36,6 +40,25 @@ waiting: Mapping[str, deque[pool.Member]] = {
     for kind in (pool.IDEVID, pool.CODE, pool.RENEWING)
 }
 """Members that no user is yet, by kind."""
+
+
+@events.init.add_listener
+def write_last_answers(environment: Environment, **_more: object) -> None:
+    """Locust writes its tables once a second and not at the end: what was answered in the last second would be missing."""
+    prefix = environment.parsed_options and environment.parsed_options.csv_prefix
+    if not prefix or isinstance(environment.runner, WorkerRunner):
+        return
+
+    def write(**_more: object) -> None:
+        tables = StatsCSV(environment, PERCENTILES_TO_REPORT)
+        for name, write_rows in (("stats", tables.requests_csv), ("failures", tables.failures_csv)):
+            # Into another file: what Locust still holds of the old one it may write at any moment.
+            path = Path(f"{prefix}_{name}.csv")
+            with path.with_suffix(".new").open("w", newline="") as file:
+                write_rows(csv.writer(file))
+            path.with_suffix(".new").replace(path)
+
+    environment.events.quit.add_listener(write)
 
 
 class Device(FastHttpUser):

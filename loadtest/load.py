@@ -39,6 +39,8 @@ def main() -> int:
     """Prepare, run, say where the results are."""
     options = _read_options()
     report.stop_on_signals()
+    # A shell ignores SIGINT for what it starts in its background, and Locust would inherit that: it stops on nothing else.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("estd_stats.csv", "estd_stats_history.csv", "estd_failures.csv", "estd_exceptions.csv", "report.html"):
         (options.out / name).unlink(missing_ok=True)
@@ -80,6 +82,12 @@ def _read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.host and not (options.trust and options.maker and options.maker_key):
         parser.error("--host needs --trust, --maker and --maker-key")
+    if options.host:
+        pool.check_server(parser, options.host, options.trust, options.label)
+    for name in ("maker", "maker_key", "codes"):
+        pool.check_file(parser, name, getattr(options, name))
+    if options.host and not options.codes and not options.herd:
+        print("no --codes: devices with enrollment codes stay away", file=sys.stderr)
     if options.users < 1 or options.seconds < 1 or options.herd < 0:
         parser.error("--users and --seconds begin at 1, --herd at 0")
     return options
@@ -150,9 +158,11 @@ def _run_locust(options: argparse.Namespace, prepared: Path, url: str) -> int:
             return process.wait(_STOP_SECONDS)
         raise
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)  # on a SIGTERM it would write no report
-            process.wait(_STOP_SECONDS)
+        for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # on a SIGTERM it would write no report
+            if process.poll() is None:
+                process.send_signal(how)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)
 
 
 if __name__ == "__main__":

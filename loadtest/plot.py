@@ -123,4 +123,4 @@ def _choose_ticks(highest: float) -> list[float]:
 def _write(number: float) -> str:
     if number >= 1e6:
         return f"{number / 1e6:g} M"
-    return f"{number / 1000:g},000" if number >= 1000 and number % 1000 == 0 else f"{number:g}"
+    return f"{number:,g}"

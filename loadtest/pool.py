@@ -15,7 +15,10 @@ import base64
 import csv
 import json
 import os
+import ssl
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,6 +136,9 @@ def main() -> int:
     parser.add_argument("--renewing", type=int, default=100, help="devices that renew (100)")
     parser.add_argument("--each", type=int, default=30, help="requests of each (30)")
     options = parser.parse_args()
+    check_server(parser, options.url, options.trust, options.label)
+    for name in ("maker", "maker_key", "codes"):
+        check_file(parser, name, getattr(options, name))
     settings = Settings(options.url, options.trust.read_text(), options.label, options.other_label)
     count = write_pool(options.out, settings, make_members(settings, options))
     print(f"{count} devices in {options.out}")
@@ -146,6 +152,43 @@ def make_members(settings: Settings, options: argparse.Namespace) -> Iterator[Me
     yield from make_renewing_members(settings, *maker, options.renewing, options.each)
     if options.codes is not None:
         yield from make_code_members(options.codes)
+
+
+def check_file(parser: argparse.ArgumentParser, option: str, path: Path | None) -> None:
+    """End the program with what is wrong with a file of that option, if something is."""
+    if path is None:
+        return
+    name = f"--{option.replace('_', '-')} {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+        if option == "trust":
+            ssl.create_default_context(cadata=text)
+        elif option == "maker":
+            x509.load_pem_x509_certificate(text.encode())
+        elif option == "maker_key":
+            serialization.load_pem_private_key(text.encode(), None)
+        elif option == "codes" and not {"device", "code"} <= set(csv.DictReader(text.splitlines()).fieldnames or ()):
+            parser.error(f"{name}: has no line `device,code` at its head; `estd code create --out` writes one")
+    except OSError as error:
+        parser.error(f"{name}: {error.strerror or error}")
+    except (ValueError, TypeError) as error:
+        parser.error(f"{name}: is not PEM as it should be: {error}")
+
+
+def check_server(parser: argparse.ArgumentParser, url: str, trust: Path, label: str) -> None:
+    """End the program with why devices could not enroll there, if they could not: better said before they are made."""
+    check_file(parser, "trust", trust)
+    if urlsplit(url).scheme != "https":
+        parser.error(f"{url}: EST is spoken over https://")
+    there = f"{url.rstrip('/')}/.well-known/est/{label}/cacerts"
+    try:
+        urllib.request.urlopen(there, context=ssl.create_default_context(cafile=str(trust)), timeout=15).close()
+    except urllib.error.HTTPError as answer:
+        parser.error(f"{there} answers {answer.code}: {answer.read(500).decode(errors='replace').strip()}")
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            parser.error(f"{url}: --trust {trust} does not verify its certificate: {error.reason.verify_message}")
+        parser.error(f"{url}: {error.reason}")
 
 
 # --- private -------------------------------------------------------------------------------------------------------

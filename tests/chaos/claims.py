@@ -98,18 +98,37 @@ class Report:
                 print(f"           {violation}")
 
 
-def make_parser(documentation: str) -> argparse.ArgumentParser:
-    """The options that every tool has; its documentation is its help."""
-    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here, as JSON")
-    parser.add_argument("--seed", type=int, help="repeat the choices of an earlier run; its report names its seed")
+class _Parser(argparse.ArgumentParser):
+    """Refuses numbers that would make a run of nothing, whose claims all hold."""
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        options = super().parse_args(*given, **more)
+        for name, value in vars(options).items():
+            if name == "seed" or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if value < 0 or (value == 0 and self.get_default(name) != 0):
+                self.error(f"--{name.replace('_', '-')}: {value} is too small")
+        return options
+
+
+def make_parser(documentation: str, *, seeded: bool = True) -> argparse.ArgumentParser:
+    """The options that every tool has; its documentation is its help.
+
+    Args:
+        documentation: of the tool's module.
+        seeded: whether the tool makes choices that an earlier run's seed repeats.
+    """
+    parser = _Parser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=_writable_file, metavar="FILE", help="write the report here, as JSON")
+    if seeded:
+        parser.add_argument("--seed", type=int, help="repeat the choices of an earlier run; its report names its seed")
     parser.add_argument("--keep", action="store_true", help="keep the directory even if every claim holds")
     return parser
 
 
 def perform(tool: str, options: argparse.Namespace, act: Callable[[Report], None]) -> int:
     """Carry the run out, show and write its report; the exit status."""
-    if options.seed is None:
+    if getattr(options, "seed", 0) is None:
         options.seed = secrets.randbelow(2**32)
     report = Report(tool, options)
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -124,9 +143,9 @@ def perform(tool: str, options: argparse.Namespace, act: Callable[[Report], None
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
+    report.show()
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=2, default=str) + "\n", encoding="utf-8")
-    report.show()
     if report.skipped is not None:
         return SKIPPED
     return 0 if report.holds else 1
@@ -145,6 +164,13 @@ def describe_seconds(values: Sequence[float]) -> dict[str, float]:
 
 
 # --- private -----------------------------------------------------------------------------------------------------------
+
+
+def _writable_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")  # better said before a long run than after it
+    return path
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -173,6 +173,7 @@ def act(report: Report, options: argparse.Namespace) -> None:
             if options.part:
                 raise Skipped(f"{part}: a disk of its own takes root")
             report.say(f"{part}: skipped, a disk of its own takes root")
+            report.figures.setdefault("not tried, a disk of its own takes root", []).append(part)
             continue
         report.say(part)
         all_figures, report.figures = report.figures, {}

@@ -143,7 +143,7 @@ def _judge(
     before, during = describe_seconds(alone.seconds), describe_seconds(beside.seconds)
     report.figures |= {
         "renewed": herd.renewed,
-        "seconds_until_renewed": {name: round(value / 1e3, 1) for name, value in _tail(herd.seconds).items()},
+        "seconds_until_renewed": _tail(herd.seconds),
         "calls": herd.calls,
         "calls_by_devices": {str(count): devices for count, devices in sorted(herd.attempts.items())},
         "refused_with_an_answer": dict(herd.refusals),
@@ -168,7 +168,8 @@ def _judge(
 
 
 def _tail(seconds: list[float]) -> dict[str, float]:
-    return {name: value for name, value in describe_seconds(seconds).items() if name != "count"}
+    told = describe_seconds(seconds)
+    return {name.removesuffix("_ms"): round(value / 1e3, 1) for name, value in told.items() if name != "count"}
 
 
 def _limit(directory: Path, per_second: int) -> None:
@@ -221,6 +222,8 @@ def start(work: Work, stage: Stage, label: str, devices: list[Device], options: 
 
     def begin() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how this one ends it at the latest, whatever it waits for
+        ours.close()
         work(theirs, Dialler(address, trust), label, devices, options)
 
     multiprocessing.get_context("fork").Process(target=begin, daemon=True).start()

@@ -69,7 +69,7 @@ class Attack:
 
 def main() -> int:
     """See the module."""
-    parser = make_parser(__doc__ or "")
+    parser = make_parser(__doc__ or "", seeded=False)
     parser.add_argument("--connections", type=int, default=200, help="hostile connections at once (200)")
     parser.add_argument("--seconds", type=float, default=60, help="how long the attack lasts (60)")
     parser.add_argument("--before", type=float, default=10, help="seconds the honest are measured alone (10)")

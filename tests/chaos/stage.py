@@ -31,6 +31,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Self
 
+from claims import Skipped
 from cryptography import x509
 
 from estd.app.playground import LABELS, lay_out
@@ -131,7 +132,9 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(keep=self.keep or kind is not None)
+        # Whoever interrupts a run, or cannot carry it out here, has nothing to look for in what it leaves.
+        is_fault = kind is not None and not issubclass(kind, KeyboardInterrupt | Skipped)
+        self.close(keep=self.keep or is_fault)
 
     # --- the server --------------------------------------------------------------------------------------------------
     def start(self, *, wait: bool = True) -> None:

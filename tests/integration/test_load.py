@@ -10,6 +10,7 @@ from pathlib import Path
 import bench
 import cfssl
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from live_server import judge
 from ours import Server
 
@@ -51,12 +52,32 @@ def test_a_herd_is_served_to_the_last(tmp_path: Path):
     assert int(rows["simplereenroll"]["Request Count"]) == 25
 
 
-def test_a_host_needs_devices_that_it_trusts(tmp_path: Path):
+def refusal(*arguments: object) -> str:
+    """The last line of what `make load` says when it cannot begin."""
     finished = subprocess.run(
-        [sys.executable, str(LOAD), "--host", "https://localhost:1"], capture_output=True, text=True, timeout=30
+        [sys.executable, str(LOAD), *map(str, arguments)], capture_output=True, text=True, timeout=30
     )
-    assert finished.returncode == 2
-    assert "--maker" in finished.stderr
+    assert finished.returncode == 2, finished.stderr
+    return finished.stderr.splitlines()[-1]
+
+
+def test_a_host_needs_devices_that_it_trusts():
+    assert "--maker" in refusal("--host", "https://localhost:1")
+
+
+def test_what_keeps_a_run_from_its_host_is_said(server: Server, tmp_path: Path):
+    port = server.address[1]
+    host, maker = ("--host", f"https://127.0.0.1:{port}"), ("--maker", server.maker, "--maker-key", server.maker_key)
+    trust = tmp_path / "trust.pem"
+    trust.write_bytes(server.trust.public_bytes(Encoding.PEM))
+    well = ("--trust", trust, *maker)
+    assert "Connection refused" in refusal("--host", "https://127.0.0.1:1", *well)
+    assert "EST is spoken over https://" in refusal("--host", f"http://127.0.0.1:{port}", *well)
+    assert "does not verify its certificate" in refusal(*host, "--trust", server.maker, *maker)
+    assert "No such file or directory" in refusal(*host, "--trust", tmp_path / "nothing", *maker)
+    assert "answers 404: label-unknown" in refusal(*host, "--label", "nowhere", *well)
+    assert "--maker-key" in refusal(*host, "--trust", trust, "--maker", server.maker, "--maker-key", server.maker)
+    assert "`device,code` at its head" in refusal(*host, *well, "--codes", trust)
 
 
 def test_a_row_for_each_workload_and_every_certificate_on_record(server: Server):
