@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from cryptography import x509
 
+from estd.app.files import write_file
 from estd.device.answers import ServerRefused, TryLater, WrongServer, write_pem
 from estd.device.client import Credential, EstClient
 from estd.device.requests import generate_key, write_key, write_renewal, write_request
@@ -116,13 +117,13 @@ class _Walk:
         certificate, key = device.directory / "device.pem", device.directory / "device.key"
         device.directory.mkdir(parents=True, exist_ok=True)
         certificate.write_bytes(write_pem([first]))
-        key.write_bytes(write_key(request.key))
+        write_file(key, write_key(request.key), 0o600)
         async with EstClient(self._url, self._trust, device.label, Credential(certificate, key)) as client:
             await self._time("reconnect", client.cacerts())
             request = await asyncio.to_thread(lambda: write_renewal(generate_key("ec-p256"), first))
             second = await self._time("re-enroll", client.simplereenroll(request))
         certificate.write_bytes(write_pem([second]))
-        key.write_bytes(write_key(request.key))
+        write_file(key, write_key(request.key), 0o600)
         return Life(device, authorities, first, second)
 
     async def _time(self, operation: str, answer: Awaitable[_Answer]) -> _Answer:

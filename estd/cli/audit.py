@@ -37,6 +37,7 @@ def audit() -> None:
 
     \b
       estd audit list --ecosystem campus-south --outcome refused --dir lab
+      estd audit list --request 5b1f0a9c2d3e4f60 --dir lab
       estd audit list --json --limit 10000 --dir lab > audit.json
       estd audit verify --dir lab           are journal, tables and trail whole?
       estd audit reconcile --dir lab        after the database was set back to an older state
@@ -48,6 +49,7 @@ def audit() -> None:
 @click.option(
     "--outcome", type=click.Choice(("granted", "refused", "failed", "pending")), help="Only with this outcome."
 )
+@click.option("--request", "request_id", metavar="ID", help="Only of this request: the id that the device was told.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
@@ -58,9 +60,11 @@ def audit() -> None:
 )
 @server_options
 @json_option
-def list_events(label: str | None, outcome: str | None, limit: int, config: Config, as_json: bool) -> None:
+def list_events(
+    label: str | None, outcome: str | None, request_id: str | None, limit: int, config: Config, as_json: bool
+) -> None:
     """List decisions, newest first."""
-    events, labels = run_async(_find(config, label, outcome, limit))
+    events, labels = run_async(_find(config, label, outcome, request_id, limit))
     if as_json:
         write_json([{**write_event(event), "ecosystem": _label(event, labels)} for event in events])
         return
@@ -78,7 +82,7 @@ def list_events(label: str | None, outcome: str | None, limit: int, config: Conf
             )
             for event in events
         ],
-        "There is no such decision." if outcome or label else "Nothing happened here yet.",
+        "There is no such decision." if outcome or label or request_id else "Nothing happened here yet.",
     )
 
 
@@ -289,9 +293,9 @@ def _why(event: Event) -> str:
 
 
 async def _find(
-    config: Config, label: str | None, outcome: str | None, limit: int
+    config: Config, label: str | None, outcome: str | None, request_id: str | None, limit: int
 ) -> tuple[list[Event], dict[int, str]]:
     async with open_store(config) as store:
         labels = {record.ecosystem_id: record.label for record in await store.find_ecosystems()}
         wanted = None if label is None else (await get_ecosystem(store, label)).ecosystem_id
-        return await store.find_events(wanted, limit, outcome), labels
+        return await store.find_events(wanted, limit, outcome=outcome, request_id=request_id), labels

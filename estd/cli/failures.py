@@ -115,7 +115,8 @@ def _explain_others(fault: BaseException) -> Failure:
                 details["http_status"] = fault.status
             if fault.request_id:
                 details["request_id"] = fault.request_id
-            remedy = "The server's operator finds the reason under the request id." if fault.request_id else ""
+            asked = f"The server's operator finds the reason by: estd audit list --request {fault.request_id}"
+            remedy = asked if fault.request_id else ""
             return Failure(
                 REFUSED, "refused", _sentence(f"the server refused: {fault.detail}"), remedy, details=details
             )

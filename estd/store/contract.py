@@ -344,8 +344,10 @@ class Store(Protocol):
         Characters that cannot be stored (NUL, lone surrogates) are replaced, here and in other methods' events.
         """
 
-    async def find_events(self, ecosystem_id: int | None, limit: int, outcome: str | None = None) -> list[Event]:
-        """The newest audit events of an ecosystem or of all, with one outcome or with any."""
+    async def find_events(
+        self, ecosystem_id: int | None, limit: int, *, outcome: str | None = None, request_id: str | None = None
+    ) -> list[Event]:
+        """The newest audit events of an ecosystem or of all; with that outcome, of that request, where they are given."""
 
     async def find_links(self, link_ids: Sequence[int]) -> dict[int, bytes]:
         """The digests of these links of the audit trail's chain, of those that exist."""

@@ -304,12 +304,14 @@ class PostgresStore:
                 raise
             await self._pool.fetch(_RECORD_EVENTS, *rows.write_events(cleaned))
 
-    async def find_events(self, ecosystem_id: int | None, limit: int, outcome: str | None = None) -> list[Event]:
+    async def find_events(
+        self, ecosystem_id: int | None, limit: int, *, outcome: str | None = None, request_id: str | None = None
+    ) -> list[Event]:
         """See `Store.find_events`."""
         if ecosystem_id is None:
-            found = await self._pool.fetch(_FIND_EVENTS, outcome, limit)
+            found = await self._pool.fetch(_FIND_EVENTS, outcome, request_id, limit)
         else:
-            found = await self._pool.fetch(_FIND_ECOSYSTEM_EVENTS, ecosystem_id, outcome, limit)
+            found = await self._pool.fetch(_FIND_ECOSYSTEM_EVENTS, ecosystem_id, outcome, request_id, limit)
         return [rows.read_event(row) for row in found]
 
     async def find_links(self, link_ids: Sequence[int]) -> dict[int, bytes]:

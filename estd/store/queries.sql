@@ -449,22 +449,22 @@ FROM unnest(
 );
 
 -- name: find_events
--- The newest audit events of all ecosystems and of none, of all outcomes or of one.
+-- The newest audit events of all ecosystems and of none; where they are given, of one outcome, of one request.
 SELECT
     at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
 FROM event
-WHERE $1::text IS NULL OR outcome = $1
-ORDER BY event_id DESC
-LIMIT $2;
-
--- name: find_ecosystem_events
--- The newest audit events of one ecosystem, of all outcomes or of one.
-SELECT
-    at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
-FROM event
-WHERE ecosystem_id = $1 AND ($2::text IS NULL OR outcome = $2)
+WHERE ($1::text IS NULL OR outcome = $1) AND ($2::text IS NULL OR request_id = $2)
 ORDER BY event_id DESC
 LIMIT $3;
+
+-- name: find_ecosystem_events
+-- The newest audit events of one ecosystem; where they are given, of one outcome, of one request.
+SELECT
+    at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
+FROM event
+WHERE ecosystem_id = $1 AND ($2::text IS NULL OR outcome = $2) AND ($3::text IS NULL OR request_id = $3)
+ORDER BY event_id DESC
+LIMIT $4;
 
 -- name: create_migration_table
 -- What has been applied; made by the migrator itself.

@@ -574,7 +574,7 @@ async def test_devices_are_listed_by_name_and_removed(store: Store) -> None:
 async def test_events_newest_first(store: Store) -> None:
     events = [
         make_event(ecosystem_id=1),
-        make_event(ecosystem_id=2, outcome="refused", code="code-spent", detail="already used"),
+        make_event(ecosystem_id=2, outcome="refused", code="code-spent", detail="already used", request_id="asked"),
         Event(T0, "tls.handshake", "failed"),
         make_event(ecosystem_id=1, extra={"nested": {"a": [1, None, "ü"]}}, serial="40ab", issuer_id=3),
     ]
@@ -585,9 +585,13 @@ async def test_events_newest_first(store: Store) -> None:
     assert await store.find_events(1, 10) == [events[3], events[0]]
     assert await store.find_events(1, 1) == [events[3]]
     # Also the one that others came after.
-    assert await store.find_events(None, 1, "refused") == [events[1]]
-    assert await store.find_events(2, 1, "refused") == [events[1]]
-    assert await store.find_events(1, 10, "refused") == []
+    assert await store.find_events(None, 1, outcome="refused") == [events[1]]
+    assert await store.find_events(2, 1, outcome="refused") == [events[1]]
+    assert await store.find_events(1, 10, outcome="refused") == []
+    asked = events[1].request_id
+    assert await store.find_events(None, 1, request_id=asked) == [events[1]]
+    assert await store.find_events(2, 9, outcome="refused", request_id=asked) == [events[1]]
+    assert await store.find_events(1, 9, request_id=asked) == []
 
 
 async def test_a_refusal_is_recorded_whatever_the_stranger_sent(store: Store) -> None:

@@ -256,6 +256,8 @@ def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None
     assert (status, "does not know this device name with this enrollment code" in error["message"]) == (1, True)
     [event] = [one for one in ask("audit", "list", *yard) if one["outcome"] == "refused"]
     assert (event["code"], event["detail"]) == ("credential-invalid", "this enrollment code has expired")
+    assert ask("audit", "list", "--request", event["request_id"], "--dir", live.directory) == [event]
+    assert ask("audit", "list", "--request", "nobodys", *yard) == []
     status, error = refusal("code", "revoke", "pump-2", "pump-3", *yard)
     assert (status, "no code that still works" in error["problems"][0]["what"]) == (2, True)
     assert ask("code", "revoke", "--all", *yard) == [{"device": "pump-1"}]
@@ -437,6 +439,9 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert neighbour["audit"]["code"] == "certificate-untrusted"
     assert neighbour["audit"]["ecosystem"] == neighbour["ecosystem"]
     assert len(ask("cert", "list", "--dir", keep)) == 18
+    keys = list(keep.rglob("*.key"))
+    assert len(keys) > 18
+    assert [path for path in keys if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.slow
