@@ -129,6 +129,7 @@ class _Run:
         self.answered = 0
         self._state = state
         self._on_progress = on_progress
+        self._items = source
         self._source: Iterator[Item] = iter(source)
         self._again: deque[Item] = deque()
         """Sent before, without an answer."""
@@ -178,9 +179,12 @@ class _Run:
         self._on_the_way = {}
 
     def count(self) -> BatchResult:
-        """Everything on record, whichever run it is from."""
+        """What is on record of these requests, whichever run it is from."""
         result = self.result
+        wanted = {item.name: item.digest for item in self._items}
         for verdict in self._state.verdicts():
+            if wanted.get(verdict.name) != verdict.digest:
+                continue  # the source held it in an earlier run
             if verdict.certificate is None:
                 result.refused += 1
             elif verdict.is_repeated:

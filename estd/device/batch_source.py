@@ -25,6 +25,7 @@ from estd.wire.pkcs10 import read_request_again
 
 ENDINGS: Final = (".csr", ".p10", ".pem", ".der")
 FILE_AT_MOST_BYTES: Final = 64 * 1024
+_CELL_AT_MOST: Final = 16 * 1024 * 1024
 _COLUMNS: Final = ("id", "csr")
 _ARMOUR: Final = re.compile(
     rb"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----(?P<body>[A-Za-z0-9+/=\s]*)-----END (?:NEW )?CERTIFICATE REQUEST-----"
@@ -65,6 +66,8 @@ class Source:
             raise _invalid(
                 path, "does not exist", "Name a CSV file with id,csr in each row, or a directory of requests."
             )
+        if not (path.is_dir() or path.is_file()):
+            raise _invalid(path, "is neither file nor directory", "It is read more than once: save it to a file first.")
 
     def __iter__(self) -> Iterator[Item]:
         """Every item, in order."""
@@ -95,17 +98,23 @@ class Source:
                 yield _read_file(path.stem, path)
 
     def _read_csv(self) -> Iterator[Item]:
+        is_table = False
+        csv.field_size_limit(_CELL_AT_MOST)  # what is longer than a request is that row's trouble, not the file's
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 for number, row in enumerate(csv.reader(file), 1):
                     fields = [field.strip() for field in row]
                     if not any(fields) or (number == 1 and [field.lower() for field in fields[:2]] == [*_COLUMNS]):
                         continue
-                    if len(fields) < 2 or not fields[0]:
+                    if len(fields) >= 2 and fields[0]:
+                        is_table = True
+                        yield self._read_cell(fields[0], fields[1])
+                    elif is_table:
+                        yield Item(fields[0] or f"row {number}", b"", b"", f"row {number} is not id,csr")
+                    else:  # from its first row on this is something else, semicolons perhaps
                         raise _invalid(
                             self.path, f"row {number} is not id,csr", "Write the id, a comma and the request."
                         )
-                    yield self._read_cell(fields[0], fields[1])
         except OSError as error:
             raise _invalid(self.path, f"cannot be read ({error.strerror})", "Name a file of yours.") from None
         except (UnicodeDecodeError, csv.Error) as error:
@@ -114,6 +123,8 @@ class Source:
     def _read_cell(self, name: str, cell: str) -> Item:
         if "-----BEGIN" in cell or (_BASE64.match(cell) and not cell.lower().endswith(ENDINGS)):
             return _read_item(name, cell.replace("\\n", "\n").encode())
+        if "\0" in cell:
+            return Item(name, b"", b"", "neither a request nor the name of a file")
         return _read_file(name, self.path.parent / cell)
 
 
@@ -126,14 +137,14 @@ def _read_file(name: str, path: Path) -> Item:
             content = file.read(FILE_AT_MOST_BYTES + 1)
     except OSError as error:
         return Item(name, b"", b"", f"{path} cannot be read ({error.strerror})")
-    if len(content) > FILE_AT_MOST_BYTES:
-        return Item(name, b"", b"", f"{path} is too long for a request")
     return _read_item(name, content)
 
 
 def _read_item(name: str, content: bytes) -> Item:
-    if not name.isprintable() or name.startswith(".") or "/" in name or len(name) > 200:
+    if not name.isprintable() or name.startswith(".") or "/" in name or len(name.encode()) > 200:
         return Item(name, b"", b"", "the id is no name a file could have")
+    if len(content) > FILE_AT_MOST_BYTES:
+        return Item(name, b"", b"", "this is too long for a request")
     try:
         csr = content if content[:1] == b"\x30" else _read_text(content)
         request = read_request_again(csr)

@@ -21,8 +21,9 @@ from typing import Any, Final, Self
 
 from cryptography import x509
 
+from estd.asn1.certificate import read_fields
 from estd.device.answers import write_pem
-from estd.errors import Invalid, Problem
+from estd.errors import Invalid, Problem, Refused
 
 _FORMAT: Final = 1
 
@@ -98,11 +99,11 @@ class BatchState:
     def verdicts(self) -> Iterator[Verdict]:
         """Everything on record, the newest word on each request, in the order of the first."""
         last: dict[str, int] = {}
-        for at, content in self._lines():
-            last[content["id"]] = at
-        for at, content in self._lines():
-            if last[content["id"]] == at:
-                yield _read_verdict(content)
+        for at, verdict in self._read():
+            last[verdict.name] = at
+        for at, verdict in self._read():
+            if last[verdict.name] == at:
+                yield verdict
 
     def write_results(self) -> None:
         """Write what a person wants to have, out of what is on record. Safe to repeat."""
@@ -147,17 +148,26 @@ class BatchState:
             raise _invalid(self.out, "holds a batch that was begun before", remedy)
         self._file.truncate(len(kept))
         self._file.seek(len(kept))
-        head = json.loads(kept[: kept.index(b"\n")])
-        if head != self._head:
-            raise _invalid(self.path, f"is of another batch: {head}", "Name the --out of this one.")
-        for _, content in self._lines():
-            self.done[content["id"]] = bytes.fromhex(content["csr_sha256"])
+        head = kept[: kept.index(b"\n")]
+        try:
+            is_ours = json.loads(head) == self._head
+        except ValueError:
+            is_ours = False
+        if not is_ours:
+            told = head[:200].decode("utf-8", "backslashreplace")
+            raise _invalid(self.path, f"is of another batch, or damaged: {told}", "Name the --out of this batch.")
+        for _, verdict in self._read():
+            self.done[verdict.name] = verdict.digest
 
-    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _read(self) -> Iterator[tuple[int, Verdict]]:
         with self.path.open("rb") as file:
             next(file, None)
-            for number, line in enumerate(file):
-                yield number, json.loads(line)
+            for number, line in enumerate(file, 2):
+                try:
+                    yield number, _read_verdict(line)
+                except (ValueError, KeyError, TypeError, AttributeError, Refused):
+                    remedy = "Delete that line: its request is sent again, and the server has kept what it answered."
+                    raise _invalid(self.path, f"line {number} is damaged", remedy) from None
 
     def _write_pem(self, name: str, certificate: bytes) -> None:
         # What a crash leaves of it is written again: the state holds the certificate too.
@@ -178,12 +188,16 @@ def _write_line(verdict: Verdict) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def _read_verdict(content: dict[str, Any]) -> Verdict:
+def _read_verdict(line: bytes) -> Verdict:
+    content = json.loads(line)
     certificate = content.get("certificate")
+    if certificate is not None:
+        certificate = base64.b64decode(certificate, validate=True)
+        read_fields(certificate)
     return Verdict(
         content["id"],
         bytes.fromhex(content["csr_sha256"]),
-        None if certificate is None else base64.b64decode(certificate),
+        certificate,
         content.get("repeated", False),
         content.get("error", ""),
         content.get("detail", ""),
@@ -192,7 +206,7 @@ def _read_verdict(content: dict[str, Any]) -> Verdict:
 
 def _write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
         file.flush()
         os.fsync(file.fileno())

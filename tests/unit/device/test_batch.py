@@ -181,6 +181,15 @@ async def test_a_request_that_changed_is_another_one(tmp_path: Path, monkeypatch
     assert (result.total, result.issued) == (2, 2)
 
 
+async def test_what_the_source_holds_no_more_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_source(tmp_path, 3)
+    Server(monkeypatch, issue)
+    await run(source, tmp_path / "out.csv")
+    source.write_text("".join(source.read_text().splitlines(keepends=True)[:2]))
+    result = await run(source, tmp_path / "out.csv", resume=True)
+    assert (result.total, result.issued, result.before, result.unfinished) == (2, 2, 2, 0)
+
+
 async def test_a_certificate_for_another_key_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def foreign(n: int, name: str, csr: bytes) -> Any:
         return {"n": n, "id": name, "certificate": base64.b64encode(make_device(None, name).der).decode()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -78,16 +79,21 @@ def test_a_line_is_read_by_the_server_as_it_was_meant(tmp_path: Path, name: str)
         ("pump,long.csr", "too long"),
         (f"../pump,{BASE64}", "no name a file could have"),
         (f".pump,{BASE64}", "no name a file could have"),
+        ("\u4e2d" * 70 + f",{BASE64}", "no name a file could have"),
+        ("pump,a\0b", "neither a request nor the name of a file"),
+        (f"pump,{'A' * 200_000}", "too long"),
+        ("pump", "row 2 is not id,csr"),
+        (f",{BASE64}", "row 2 is not id,csr"),
     ],
 )
 def test_what_cannot_be_read_is_an_item_with_the_reason(tmp_path: Path, row: str, why: str) -> None:
     (tmp_path / "long.csr").write_bytes(bytes(FILE_AT_MOST_BYTES + 1))
-    source = write(tmp_path, f"{row}\nother,{BASE64}\n")
-    assert source.check() == 2
-    bad, good = source
+    source = write(tmp_path, f"first,{BASE64}\n{row}\nother,{BASE64}\n")
+    assert source.check() == 3
+    first, bad, good = source
     assert why in bad.problem
     assert bad.csr == b""
-    assert good.problem == ""
+    assert first.problem == good.problem == ""
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,16 @@ def test_what_is_no_batch(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(Invalid) as caught:
         write(tmp_path, text).check()
     assert why in str(caught.value)
+
+
+def test_what_can_be_read_only_once_is_refused() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(Invalid, match="neither file nor directory"):
+            Source(Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -64,6 +64,37 @@ def test_a_torn_line_is_cut_off_and_the_rest_kept(tmp_path: Path) -> None:
         assert state.path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"17",
+        b'{"id": "valve"}',
+        b"\xff\xfe",
+        b'{"id": "valve", "csr_sha256": "02", "certificate": "AAAA"}',
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    with BatchState(tmp_path / "out.csv", FACTS, resume=False) as state:
+        state.record([GRANTED, REFUSED])
+    head, first, second = state.path.read_bytes().splitlines()
+    state.path.write_bytes(b"\n".join((head, line, first, second)) + b"\n")
+    with pytest.raises(Invalid, match="line 2 is damaged"), BatchState(tmp_path / "out.csv", FACTS, resume=True):
+        pass
+    state.path.write_bytes(b"\n".join((line, first, second)) + b"\n")
+    with pytest.raises(Invalid, match="is of another batch"), BatchState(tmp_path / "out.csv", FACTS, resume=True):
+        pass
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path: Path) -> None:
+    with BatchState(tmp_path / "out.csv", FACTS, resume=False) as state:
+        state.record([Verdict("a\udcffb", b"\x02" * 32, None, error="unreadable", detail="not a name")])
+        state.write_results()
+    assert rows(state.refused)[1] == ["a\\udcffb", "unreadable", "not a name"]
+
+
 def test_a_second_word_on_a_request_is_the_one_that_counts(tmp_path: Path) -> None:
     granted = Verdict(REFUSED.name, b"\x03" * 32, CERTIFICATE)
     with BatchState(tmp_path / "out.csv", FACTS, resume=False) as state:
