@@ -21,6 +21,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
+import pwd
 import secrets
 import socket
 from collections.abc import Iterable
@@ -125,6 +127,7 @@ def lay_out(directory: Path, address: str, port: int, ops_port: int, now: dateti
         Invalid: the directory cannot be used.
     """
     place = Playground(directory.absolute())
+    _check_owner(place)
     try:
         place.directory.mkdir(parents=True, exist_ok=True)
         make_data_directory(place.data)
@@ -132,6 +135,9 @@ def lay_out(directory: Path, address: str, port: int, ops_port: int, now: dateti
             _make_directory(place.directory / name, mode)
         key = default_key_path(place.data)
         if not key.exists():
+            if (place.data / "postgres").exists():
+                what = "is missing, and only that key opens the CA keys in the database beside it"
+                raise Invalid([Problem(str(key), what, "Put it back, or name a new directory.")])
             write_file(key, f"{secrets.token_hex(32)}\n".encode(), 0o600)
         if not place.settings.exists():
             write_file(place.settings, _write_settings(address, port, ops_port).encode(), 0o644)
@@ -173,6 +179,19 @@ def remove_run_file(place: Playground, pid: int) -> None:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+def _check_owner(place: Playground) -> None:
+    """Whoever else started it there keeps journals and keys that are theirs alone; root would only lock them out."""
+    try:
+        owner = place.data.stat().st_uid
+    except OSError:
+        return
+    if owner != os.geteuid():
+        who = f"user {owner}"
+        with contextlib.suppress(KeyError):
+            who = pwd.getpwuid(owner).pw_name
+        raise Invalid([Problem(str(place.data), f"belongs to {who}", f"Run it as {who}, or name another directory.")])
 
 
 def _make_directory(path: Path, mode: int) -> None:

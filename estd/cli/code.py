@@ -102,10 +102,8 @@ def create(
     now = _now()
     expires_at = _read_expiry(expires, now)
     with _reserved(out):
-        made = run_async(_create(config, label, names, profile, reusable, expires_at, now))
+        made = run_async(_create(config, label, names, profile, reusable, expires_at, now, out))
     rows = [(name, one.secret) for name, one in zip(names, made, strict=True)]
-    if out is not None:
-        write_codes(out, rows)
     if as_json:
         write_json(
             [
@@ -187,9 +185,9 @@ def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, co
         click.confirm(f"End every code of {label} that still works?", abort=True)
     ended = run_async(_revoke(config, label, names))
     if not ended:
-        whose = "It" if names is None else " ".join(names)
+        where = f"ecosystem {label!r}" if names is None else ", ".join(f"device {name!r}" for name in names)
         remedy = f"See which do: estd code list --ecosystem {label} --unused"
-        raise Invalid([Problem(f"ecosystem {label!r}", f"{whose} has no code that still works", remedy)])
+        raise Invalid([Problem(where, "has no code that still works", remedy)])
     if as_json:
         write_json([{"device": device} for device in ended])
     else:
@@ -201,7 +199,7 @@ def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, co
 
 @contextmanager
 def _reserved(out: Path | None) -> Iterator[None]:
-    """The file is there before any code is, so that none is stored that cannot be told."""
+    """The file is there before any code is made; it goes when they could not be stored."""
     if out is not None:
         if out.exists():
             raise Invalid([Problem(str(out), "exists already", "Name a new file, so that no code is lost.")])
@@ -223,6 +221,9 @@ def _read_names(path: Path) -> list[str]:
         raise Invalid([Problem(str(path), "is not text", "Write it in UTF-8.")]) from None
     lines = [line for line in text.splitlines() if line.strip()]
     header = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [])]
+    if len(header) == 1 and ";" in header[0] and "device" in header[0].split(";"):
+        remedy = "Save it as CSV with commas; a spreadsheet asks for the separator when it exports."
+        raise Invalid([Problem(str(path), "has semicolons where CSV has commas", remedy)])
     if "device" in header:
         column = header.index("device")
         rows = [row for row in csv.reader(lines[1:]) if len(row) > column]
@@ -268,11 +269,15 @@ async def _create(
     reusable: bool,
     expires_at: datetime | None,
     now: datetime,
+    out: Path | None,
 ) -> list[NewCode]:
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
         _check_profile(record, profile)
         made = _make_all(record, names, profile, reusable, expires_at, now)
+        if out is not None:
+            # On disk before they are stored: on a full disk there would be codes that nobody can tell.
+            _write_out(out, [(name, one.secret) for name, one in zip(names, made, strict=True)])
         for at in range(0, len(made), _AT_ONCE):
             await store.record_codes([one.row for one in made[at : at + _AT_ONCE]])
         detail = f"{len(made)} codes, the first for {names[0]}"
@@ -317,6 +322,14 @@ def _check_profile(record: EcosystemRecord, profile: str | None) -> None:
     if profile is not None and profile not in taking:
         where = f"profile {profile!r}"
         raise Invalid([Problem(where, "takes no codes or does not exist", f"Those that do: {', '.join(taking)}.")])
+
+
+def _write_out(out: Path, rows: Sequence[tuple[str, str]]) -> None:
+    try:
+        write_codes(out, rows)
+    except OSError as error:
+        remedy = "No code was made. Name a file in a directory of yours, where there is room."
+        raise Invalid([Problem(str(out), f"cannot be written ({error.strerror})", remedy)]) from None
 
 
 def _write_csv(rows: Sequence[tuple[str, str]]) -> None:

@@ -151,6 +151,10 @@ def export(label: str, name: str | None, roots: bool, out: Path | None, config: 
     if name is not None:
         found = [_get(found, name, label)]
     chosen = sorted((one for one in found if not (roots and one.parent)), key=lambda one: one.parent is not None)
+    if not chosen:
+        what = f"is no root of {label!r}" if name else "has no issuer with a certificate yet"
+        where = f"issuer {name!r}" if name else f"ecosystem {label!r}"
+        raise Invalid([Problem(where, what, "Leave out --roots to export what is under it.")])
     pem = write_pem([one.certificate for one in chosen])
     if out is not None:
         save(out, pem, 0o644)

@@ -259,7 +259,13 @@ def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None
     assert ask("audit", "list", "--request", event["request_id"], "--dir", live.directory) == [event]
     assert ask("audit", "list", "--request", "nobodys", *yard) == []
     status, error = refusal("code", "revoke", "pump-2", "pump-3", *yard)
-    assert (status, "no code that still works" in error["problems"][0]["what"]) == (2, True)
+    assert (status, error["problems"][0]["what"]) == (2, "has no code that still works")
+    assert error["problems"][0]["where"] == "device 'pump-2', device 'pump-3'"
+    (tmp_path / "semicolons.csv").write_text("name;device\nPump;pump-9\n")
+    status, error = refusal("code", "create", "--devices-file", tmp_path / "semicolons.csv", *yard)
+    assert (status, error["problems"][0]["what"]) == (2, "has semicolons where CSV has commas")
+    status, error = refusal("issuer", "export", "--roots", "--name", "devices", "--out", tmp_path / "no.pem", *yard)
+    assert (status, (tmp_path / "no.pem").exists()) == (2, False)
     assert ask("code", "revoke", "--all", *yard) == [{"device": "pump-1"}]
     assert ask("code", "list", "--unused", *yard) == []
 

@@ -16,7 +16,7 @@ from estd.app.playground import (
     write_run_file,
 )
 from estd.app.quickstart import read_ecosystem
-from estd.config import read_config, read_key_encryption_key
+from estd.config import default_key_path, read_config, read_key_encryption_key
 from estd.errors import Invalid
 
 NOW = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -77,6 +77,27 @@ def test_what_is_missing_is_made_again(tmp_path: Path) -> None:
     assert place.bootstrap(LABELS[0]).maker[0].read_bytes() == maker
     device = x509.load_pem_x509_certificate(place.bootstrap(LABELS[0]).device[0].read_bytes())
     device.verify_directly_issued_by(x509.load_pem_x509_certificate(maker))
+
+
+def test_a_key_that_is_lost_is_not_replaced_while_the_database_needs_it(tmp_path: Path) -> None:
+    place = lay_out(tmp_path, "127.0.0.1", 0, 0, NOW)
+    key = default_key_path(place.data)
+    key.rename(tmp_path / "elsewhere")
+    (place.data / "postgres").mkdir()
+    with pytest.raises(Invalid, match="only that key opens the CA keys") as caught:
+        lay_out(tmp_path, "127.0.0.1", 0, 0, NOW)
+    assert caught.value.problems[0].where == str(key)
+    assert not key.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_another_users_place_is_left_alone(tmp_path: Path) -> None:
+    place = lay_out(tmp_path, "127.0.0.1", 0, 0, NOW)
+    os.chown(place.data, 65534, 65534)
+    before = snapshot(tmp_path)
+    with pytest.raises(Invalid, match="belongs to nobody"):
+        lay_out(tmp_path, "127.0.0.1", 0, 0, NOW)
+    assert snapshot(tmp_path) == before
 
 
 def test_secrets_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
