@@ -1,7 +1,9 @@
 """Which names the certificate will carry: subject and SAN, each from the source that the profile names.
 
 A request may only ever narrow or repeat what its credential, the inventory or the profile's patterns allow; it cannot add
-a name (the patterns themselves are checked by the signer, `estd.ca.issuer`).
+a name (the patterns themselves are checked by the signer, `estd.ca.issuer`). Where it repeats a name, the certificate gets
+the octets of the source and not the request's: names that compare equal need not look alike (RFC 4518 §2.2 overlooks
+invisible characters).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def _keep_names(admitted: Admitted, request: CertificationRequest) -> tuple[byte
         raise Refused(Code.RENEWAL_REFUSED, "this profile wants a new key for each renewal", "RFC 7030 §4.2.2")
     if not same_key and profile.renew == "same-key":
         raise Refused(Code.RENEWAL_REFUSED, "this profile renews with the same key only", "RFC 7030 §4.2.2")
-    return request.subject, request.san
+    return credential.subject, credential.san
 
 
 def _decide_subject(admitted: Admitted, request: CertificationRequest) -> bytes:
@@ -64,15 +66,13 @@ def _decide_subject(admitted: Admitted, request: CertificationRequest) -> bytes:
             return profile.fixed_subject
         case _:
             return _EMPTY_NAME
-    if request.subject == _EMPTY_NAME:
-        return allowed
-    if not same_name(request.subject, allowed):
+    if request.subject != _EMPTY_NAME and not same_name(request.subject, allowed):
         raise Refused(
             Code.SUBJECT_REFUSED,
             f"the subject asked for is not the one of this device's {source}; leave it empty to get that one",
             "RFC 7030 §4.2.1",
         )
-    return request.subject
+    return allowed
 
 
 def _decide_san(admitted: Admitted, request: CertificationRequest) -> bytes | None:

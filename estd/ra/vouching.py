@@ -86,10 +86,9 @@ def _decide_names(
     if profile.subject == "inventory":
         assert row is not None
         allowed = write_name(row.subject or "")
-        if subject == EMPTY_NAME:
-            subject = allowed
-        elif not same_name(subject, allowed):
+        if subject != EMPTY_NAME and not same_name(subject, allowed):
             raise Refused(Code.SUBJECT_REFUSED, "the subject asked for is not the one in the inventory")
+        subject = allowed  # its own octets: names that compare equal need not look alike
     elif profile.subject == "fixed":
         subject = profile.fixed_subject
     elif profile.subject == "empty":
