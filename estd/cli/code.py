@@ -41,8 +41,9 @@ def code() -> None:
       estd code list --ecosystem plant --unused
       estd code revoke pump-17 --ecosystem plant
 
-    A code is good for one device and, unless --reusable, for one certificate. estd keeps only its hash: whoever loses a
-    code gets a new one.
+    A code is good for one device and, unless --reusable, for one certificate: a device that did not get its answer may
+    repeat the same request within the profile's retry_window. estd keeps only the code's hash: whoever loses a code gets a
+    new one.
     """
 
 
@@ -167,12 +168,14 @@ def list_codes(label: str, device: str | None, unused: bool, limit: int, config:
 @code.command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE]...")
 @ecosystem_option
-@click.option("--all", "everything", is_flag=True, help="All codes of the ecosystem that still work.")
+@click.option("--all", "everything", is_flag=True, help="All codes of the ecosystem that are not used yet.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options
 @json_option
 def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, config: Config, as_json: bool) -> None:
-    """End codes that still work, for example because they were lost. Certificates that came of them stay valid.
+    """End codes, for example because they were lost. Certificates that came of them stay valid.
+
+    Of the devices you name, a used code ends as well: not even a repeated request gets its certificate again.
 
     \b
       estd code revoke pump-17 pump-18 --ecosystem plant
@@ -182,7 +185,7 @@ def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, co
         raise click.UsageError("Name the devices whose codes shall end, or say --all.")
     names = None if everything else [read_device(name) for name in devices]
     if everything and not yes and not as_json and sys.stdin.isatty():
-        click.confirm(f"End every code of {label} that still works?", abort=True)
+        click.confirm(f"End every code of {label} that is not used yet?", abort=True)
     ended = run_async(_revoke(config, label, names))
     if not ended:
         where = f"ecosystem {label!r}" if names is None else ", ".join(f"device {name!r}" for name in names)
@@ -361,7 +364,7 @@ async def _revoke(config: Config, label: str, devices: Sequence[str] | None) -> 
     now = _now()
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
-        whose = "all codes that worked" if devices is None else f"codes of {', '.join(devices)}"
+        whose = "all codes that were not used" if devices is None else f"codes of {', '.join(devices)}"
         event = _write_event(record, "code.revoke", whose[:_DETAIL_AT_MOST], now)
         return await store.revoke_codes(record.ecosystem_id, devices, now, event)
 

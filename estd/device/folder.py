@@ -6,7 +6,8 @@ below ``.pairs``; a new identity is written there in full, flushed to disk, and 
 any moment leaves the old identity or the new one.
 
 ``.pending`` keeps the key and the request that were sent until an answer is stored: when the answer is lost the very same
-request is sent again, which gets the same certificate, even for an enrollment code that is good for one use only.
+request is sent again, which gets the same certificate, even for an enrollment code that is good for one use only, as long
+as the server's retry window is open.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from estd.ra.lane import Lane, Waiting
 from estd.ra.limits import IN_HAND_AT_MOST, Limit, TurnedAway, add_jitter
 from estd.ra.order import Order
 from estd.ra.records import write_intent, write_issued, write_item, write_seals
-from estd.ra.settlement import Settlement, StartOver, insist
+from estd.ra.settlement import Settlement, StartOver, code_spent, insist
 from estd.ra.trail import log_events
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, RefusedItem, read_refusal
@@ -191,7 +191,7 @@ class Enrollment:
             if outcome is Outcome.EXISTS:
                 self._follow(waiting, self._settlement.answer_again(waiting.order, asked_at))
             else:
-                _refuse(waiting, Refused(Code.CODE_SPENT, "this enrollment code was used for another certificate"))
+                _refuse(waiting, code_spent())
         return journal, mine, unwanted
 
     async def _forget(self, journal: str, unwanted: list[PreparedItem]) -> None:

@@ -5,7 +5,8 @@ new certificate being made. Promises:
 
 * An intent without result is closed only when its journal proves that it was never signed (*void*), or when nobody can tell
   any more (*orphan*). Otherwise the journaled bytes are signed again and recorded, the same as the first time.
-* A certificate that is found holds its request for the profile's retry window, and is superseded after it, not forgotten.
+* A certificate that is found holds its request for the profile's retry window, and is superseded after it, not forgotten;
+  one that a single-use enrollment code was spent for holds it for ever.
 * Nothing is assumed of a store or a signer that does not answer: it is asked again, and then it is an `Unavailable`.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
-from estd.errors import Unavailable
+from estd.errors import Code, Refused, Unavailable
 from estd.ra.order import Order
 from estd.ra.records import write_settled
 from estd.signer.client import SignerPool
@@ -96,6 +97,7 @@ class Settlement:
 
         Raises:
             StartOver: nothing holds the key any more, or what held it was too old to be repeated.
+            Refused: CODE_SPENT when its single-use code was spent for a certificate that is too old.
             Unavailable: the signer or the store cannot be asked now.
         """
         issuance: Issuance | None = None
@@ -116,6 +118,8 @@ class Settlement:
         if min(asked_at, self._clock()) - issuance.issued_at <= order.retry_window:
             self._observe("repeated", 1)
             return issuance.certificate
+        if order.code_id is not None:
+            raise code_spent()
         intent = issuance.intent
         await insist(lambda: self._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
         raise StartOver
@@ -131,6 +135,11 @@ class Settlement:
             # A signer that died is back within a second or two, with its journal.
             await asyncio.sleep(pause)
         raise AssertionError("the last pause is None")
+
+
+def code_spent() -> Refused:
+    """Why a single-use enrollment code gets no certificate any more."""
+    return Refused(Code.CODE_SPENT, "this enrollment code was used for a certificate already", "RFC 7030 §3.2.3")
 
 
 async def insist(call: Callable[[], Awaitable[_Answer]]) -> _Answer:

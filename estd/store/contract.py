@@ -35,7 +35,7 @@ class Outcome(enum.Enum):
     """Do not sign: another intent holds the request key, or this very one has its result or was closed meanwhile. Ask
     `Store.find_issuances`; where that finds nothing, begin again with a new serial."""
     CODE_SPENT = "code-spent"
-    """The enrollment code was single-use and another request key holds it."""
+    """The enrollment code was single-use and is spent: by another request key, or by this one for a certificate."""
 
 
 class Closing(enum.Enum):
@@ -44,7 +44,8 @@ class Closing(enum.Enum):
     VOID = "void"
     """The journal proves that its serial was never signed; its enrollment code is free again."""
     ORPHAN = "orphan"
-    """It may have been signed and no result is known: counts as issued, is revocable, never signed again."""
+    """It may have been signed and no result is known: counts as issued, is revocable, never signed again. As long as none is
+    known, its own request may ask once more with the same enrollment code."""
     SUPERSEDED = "superseded"
     """Its certificate was delivered long ago; the same request now asks for a new one."""
 
@@ -315,10 +316,11 @@ class Store(Protocol):
     async def revoke_codes(
         self, ecosystem_id: int, devices: Sequence[str] | None, at: datetime, event: Event
     ) -> list[str]:
-        """Let the codes of these devices, or of all of them, expire now, unless they are spent or expired; record the event.
+        """Let codes that have not expired expire now, and record the event.
 
-        The devices whose codes they were, in order, once for each code; with none there is no event. Repeated after
-        `Unavailable` it may find nothing left to do.
+        Of these devices all of them, spent ones included, whose retries are refused from now on; with None those of the
+        ecosystem that are not spent. Answers with the devices whose codes they were, in order, once for each code; with
+        none there is no event. Repeated after `Unavailable` it may find nothing left to do.
         """
 
     async def record_devices(self, devices: Sequence[Device]) -> None:

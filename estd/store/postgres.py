@@ -365,9 +365,7 @@ def _decide_outcome(intent: Intent, row: rows.Row) -> Outcome | None:
         return Outcome.RESERVED if row["own_is_unresolved"] else Outcome.EXISTS
     if row["request_key_is_held"]:
         return Outcome.EXISTS
-    if row["code_holder"] is not None and row["code_holder"] != intent.request_key:
-        return Outcome.CODE_SPENT
-    return None
+    return Outcome.CODE_SPENT if row["code_is_spent"] else None
 
 
 async def _apply_ecosystem(

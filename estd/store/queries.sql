@@ -27,8 +27,9 @@ SELECT 1;
 
 -- name: reserve_intents
 -- Inserts the intents that hold their request key and their code, and answers how many did. One INSERT decides both, so
--- neither is taken without the other. A code that the same request key holds by an intent closed for good is not taken
--- again but shared. The order avoids deadlocks between batches with requests in common.
+-- neither is taken without the other. A code that the same request key holds by an orphan of which no certificate is known
+-- is not taken again but shared. The order avoids deadlocks between batches with requests in common. (Asked for by a value, as
+-- here and below: EXISTS beside other conditions may be answered by reading the whole table into a hash.)
 WITH reserved AS (
     INSERT INTO intent (
         request_key, issuer_id, serial, ecosystem_id, ecosystem_version, node_id, profile, operation, identity, device,
@@ -38,10 +39,15 @@ WITH reserved AS (
         asked.request_key, asked.issuer_id, asked.serial, asked.ecosystem_id, asked.ecosystem_version, asked.node_id,
         asked.profile, asked.operation, asked.identity, asked.device, asked.csr_sha256, asked.spki_sha256,
         asked.tbs_sha256, asked.journal, asked.code_id, to_timestamp(asked.created_at),
-        CASE WHEN earlier.serial IS NULL THEN asked.code_id END
+        CASE
+            WHEN earlier.serial IS NULL OR (
+                SELECT certificate.serial FROM certificate
+                WHERE certificate.issuer_id = earlier.issuer_id AND certificate.serial = earlier.serial
+            ) IS NOT NULL THEN asked.code_id
+        END
     FROM unnest($1::intent_row[]) AS asked
     LEFT JOIN intent AS earlier
-        ON earlier.held_code_id = asked.code_id AND earlier.request_key = asked.request_key AND earlier.closed IS NOT NULL
+        ON earlier.held_code_id = asked.code_id AND earlier.request_key = asked.request_key AND earlier.closed = 'orphan'
     ORDER BY asked.code_id, asked.request_key
     ON CONFLICT DO NOTHING
     RETURNING created_at, issuer_id, ecosystem_id, serial
@@ -53,12 +59,17 @@ SELECT count(*) FROM reserved;
 
 -- name: find_holders
 -- Why intents could not be reserved: for each, in order, what stands under its own serial, whether its request key is
--- held, and by which request key its code.
+-- held, and whether its code is spent, as `reserve_intents` decides it.
 SELECT
     own.request_key AS own_request_key,
     own.serial IS NOT NULL AND own.closed IS NULL AND issued.serial IS NULL AS own_is_unresolved,
     holder.serial IS NOT NULL AS request_key_is_held,
-    spender.request_key AS code_holder
+    spender.serial IS NOT NULL AND (
+        spender.request_key <> asked.request_key OR spender.closed IS DISTINCT FROM 'orphan' OR (
+            SELECT certificate.serial FROM certificate
+            WHERE certificate.issuer_id = spender.issuer_id AND certificate.serial = spender.serial
+        ) IS NOT NULL
+    ) AS code_is_spent
 FROM unnest($1::bytea[], $2::integer[], $3::bytea[], $4::bigint[])
     WITH ORDINALITY AS asked (request_key, issuer_id, serial, code_id, position)
 LEFT JOIN intent AS own ON own.issuer_id = asked.issuer_id AND own.serial = asked.serial
@@ -381,14 +392,15 @@ ORDER BY code.code_id DESC
 LIMIT $2;
 
 -- name: revoke_codes
--- Ends the codes that still work, of some devices or of all, with the audit event; says whose they were.
+-- Ends codes, with the audit event; says whose they were. Of devices that are named all of them, so that a spent one answers no
+-- retry any more; otherwise those that are not spent, which are few beside all that ever were.
 WITH revoked AS (
     UPDATE enrollment_code AS code SET expires_at = $3
     WHERE
         code.ecosystem_id = $1
         AND ($2::text[] IS NULL OR code.device = ANY($2))
         AND (code.expires_at IS NULL OR code.expires_at > $3)
-        AND NOT EXISTS (SELECT FROM intent WHERE intent.held_code_id = code.code_id)
+        AND ($2 IS NOT NULL OR (SELECT intent.held_code_id FROM intent WHERE intent.held_code_id = code.code_id) IS NULL)
     RETURNING code.device
 ), logged AS (
     INSERT INTO event (

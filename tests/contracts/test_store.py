@@ -203,15 +203,25 @@ async def test_an_orphan_keeps_its_code_for_its_own_request(store: Store) -> Non
     assert await reserve(store, make_intent(code_id=7, request_key=orphan.request_key)) == [Outcome.RESERVED]
 
 
-async def test_a_superseded_certificate_keeps_its_code_for_its_own_request(store: Store) -> None:
+async def test_a_superseded_certificate_gives_its_code_to_nobody(store: Store) -> None:
     first = await issue(store, code_id=7)
     assert await close(store, first, Closing.SUPERSEDED)
     assert await reserve(store, make_intent(code_id=7)) == [Outcome.CODE_SPENT]
-    second = make_intent(code_id=7, request_key=first.request_key)
+    assert await reserve(store, make_intent(code_id=7, request_key=first.request_key)) == [Outcome.CODE_SPENT]
+    second = make_intent(request_key=first.request_key)
     assert await reserve(store, second) == [Outcome.RESERVED]
     await store.record_issued([make_issued(second)])
     assert (await store.find_issuances([first.request_key]))[first.request_key].intent == second
     assert await store.find_certificate(first.issuer_id, first.serial) is not None
+
+
+async def test_an_orphan_whose_certificate_came_to_light_gives_its_code_to_nobody(store: Store) -> None:
+    orphan = make_intent(code_id=7)
+    await reserve(store, orphan)
+    assert await close(store, orphan, Closing.ORPHAN)
+    await store.record_issued([make_issued(orphan)])
+    again = make_intent(code_id=7, request_key=orphan.request_key)
+    assert await reserve(store, again, make_intent()) == [Outcome.CODE_SPENT, Outcome.RESERVED]
 
 
 @pytest.mark.parametrize(
@@ -526,17 +536,22 @@ async def test_codes_that_work_are_listed_and_end_when_they_are_revoked(store: S
     assert await store.revoke_codes(ecosystem_id + 1, None, now, event) == []
     assert await store.revoke_codes(ecosystem_id, ["nobody"], now, event) == []
     assert await find_kind(store, "code.revoke") == []
-    assert await store.revoke_codes(ecosystem_id, ["pump"], now, event) == ["pump", "pump"]
+    # One that is spent ends as well: no retry is answered any more.
+    assert await store.revoke_codes(ecosystem_id, ["pump"], now, event) == ["pump", "pump", "pump"]
     assert await find_kind(store, "code.revoke") == [event]
     assert await store.list_codes(ecosystem_id, 10, now) == [valve]
     ended = [dataclasses.replace(code, expires_at=now) for code in (reusable, pump)]
     assert await store.find_codes(ecosystem_id, "pump") == [
         *ended,
         expired,
-        dataclasses.replace(spent, spent_at=T0),
+        dataclasses.replace(spent, spent_at=T0, expires_at=now),
     ]
+    assert await store.revoke_codes(ecosystem_id, ["pump"], now, event) == []
+    (used,) = await store.record_codes([make_code(ecosystem_id, device="tank", expires_at=None)])
+    await reserve(store, make_intent(code_id=used.code_id, created_at=T0))
     assert await store.revoke_codes(ecosystem_id, None, now, event) == ["valve"]
     assert await store.revoke_codes(ecosystem_id, None, now, event) == []
+    assert await store.find_codes(ecosystem_id, "tank") == [dataclasses.replace(used, spent_at=T0)]
     assert await find_kind(store, "code.revoke") == [event, event]
 
 

@@ -258,6 +258,11 @@ def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None
     assert (event["code"], event["detail"]) == ("credential-invalid", "this enrollment code has expired")
     assert ask("audit", "list", "--request", event["request_id"], "--dir", live.directory) == [event]
     assert ask("audit", "list", "--request", "nobodys", *yard) == []
+    # A code that is spent ends as well: its request is repeated no more.
+    pending = ("enroll", *server_of(live, "yard"), "--device", "pump-3", "--replace", "--out", tmp_path / "3")
+    assert ask("code", "revoke", "pump-2", "pump-3", *yard) == [{"device": "pump-3"}]
+    assert refusal(*pending, given=codes["pump-3"])[0] == 1
+    assert len([one for one in ask("audit", "list", *yard) if one.get("code") == "credential-invalid"]) == 2
     status, error = refusal("code", "revoke", "pump-2", "pump-3", *yard)
     assert (status, error["problems"][0]["what"]) == (2, "has no code that still works")
     assert error["problems"][0]["where"] == "device 'pump-2', device 'pump-3'"
@@ -287,7 +292,12 @@ def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None
     status, error = refusal(*enroll, "--device", "pump-4", "--out", tmp_path / "4", given=again["code"])
     assert (status, "not-authorized" in error["message"]) == (1, True)
     ours = [one for one in ask("audit", "list", *yard) if one["kind"] in ("code.revoke", "inventory.remove")]
-    assert [one["detail"] for one in ours] == ["pump-3, pump-4", "all codes that worked", "codes of pump-2"]
+    assert [one["detail"] for one in ours] == [
+        "pump-3, pump-4",
+        "all codes that were not used",
+        "codes of pump-2, pump-3",
+        "codes of pump-2",
+    ]
 
 
 def test_a_revoked_device_is_refused_from_its_next_request_on(live: Live, tmp_path: Path) -> None:

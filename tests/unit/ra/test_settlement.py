@@ -14,14 +14,14 @@ from cryptography import x509
 from one_road import Road, SignerProcess, closings, open_road
 from postgres_fixture import Database
 
-from estd.errors import Broken, Code, Unavailable
+from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra import settlement
 from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order
 from estd.ra.settlement import Settlement, StartOver, insist
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
-from estd.store.contract import Intent
+from estd.store.contract import Closing, EnrollmentCode, Intent
 
 # --- retries ---------------------------------------------------------------------------------------------------------
 
@@ -37,6 +37,53 @@ async def test_the_same_request_gets_the_same_bytes_within_the_window(road: Road
     assert second != first
     assert sorted(await road.certificates()) == sorted([first, second])
     assert await road.enrollment.enroll(order) == second
+
+
+async def test_a_spent_code_gets_its_certificate_again_within_the_window_and_nothing_after_it(
+    road: Road, database: Database
+) -> None:
+    order = await with_code(road)
+    first = await road.enrollment.enroll(order)
+    road.now += timedelta(hours=1)
+    assert await road.enrollment.enroll(order) == first
+    road.now += timedelta(seconds=1)
+    for _ in range(2):
+        assert await refusal(road, order) is Code.CODE_SPENT
+        road.now += timedelta(days=400)
+    assert await road.certificates() == [first]
+    assert await closings(database) == {None: 1}
+
+
+async def test_a_spent_code_is_taken_again_where_nobody_can_have_a_certificate(road: Road, database: Database) -> None:
+    for number, closing in enumerate((Closing.VOID, Closing.ORPHAN)):
+        order = await with_code(road, f"device-{number}")
+        intent = await reserve_and_die(road, order)
+        await road.store.close_intent(intent.issuer_id, intent.serial, closing)
+        certificate = await road.enrollment.enroll(order)
+        road.now += timedelta(hours=2)
+        assert await refusal(road, order) is Code.CODE_SPENT
+        assert certificate in await road.certificates()
+    assert await closings(database) == {None: 2, "void": 1, "orphan": 1}
+
+
+async def test_a_code_for_any_number_of_certificates_gets_a_new_one_after_the_window(road: Road) -> None:
+    order = road.order()  # spends none
+    first = await road.enrollment.enroll(order)
+    road.now += timedelta(hours=2)
+    assert await road.enrollment.enroll(order) != first
+
+
+async def with_code(road: Road, name: str = "device-1") -> Order:
+    """An order that spends a code for one certificate."""
+    code = EnrollmentCode(0, road.record.ecosystem_id, name, bytes(32), True, None, None, road.now, None)
+    (stored,) = await road.store.record_codes([code])
+    return road.order(name, code_id=stored.code_id)
+
+
+async def refusal(road: Road, order: Order) -> Code:
+    with pytest.raises(Refused) as caught:
+        await road.enrollment.enroll(order)
+    return caught.value.code
 
 
 @pytest.mark.parametrize(("before", "meanwhile"), [(0, 3653), (3653, -3653)], ids=["goes wrong", "comes right"])
