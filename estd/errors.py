@@ -32,11 +32,13 @@ class Code(enum.Enum):
     CERTIFICATE_REVOKED = "certificate-revoked"
     CERTIFICATE_UNFIT = "certificate-unfit"
     NOT_AUTHORIZED = "not-authorized"
+    REQUEST_REVOKED = "request-revoked"
     # what is asked
     CSR_MALFORMED = "csr-malformed"
     CSR_SIGNATURE = "csr-signature-invalid"
     KEY_REFUSED = "key-refused"
     KEY_WEAK = "key-weak"
+    KEY_REVOKED = "key-revoked"
     SUBJECT_REFUSED = "subject-refused"
     SAN_REFUSED = "san-refused"
     EXTENSION_REFUSED = "extension-refused"

@@ -251,7 +251,8 @@ class World:
 
     async def reload(self, default: str | None = HOME) -> None:
         """Let the worker see what the store holds."""
-        self.est.directory = Directory(await self.store.find_ecosystems(), await self.store.find_revocations(), default)
+        ecosystems, revocations = await self.store.find_ecosystems(), await self.store.find_revocations()
+        self.est.directory = Directory(ecosystems, revocations, default, await self.store.find_compromised_keys())
 
 
 def basic(user: str, secret: str) -> str:

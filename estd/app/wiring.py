@@ -174,7 +174,8 @@ def _fit_limits() -> Limits:
 
 
 async def _read_directory(store: Store, default: str | None) -> Directory:
-    return Directory(await store.find_ecosystems(), await store.find_revocations(), default)
+    ecosystems, revocations = await store.find_ecosystems(), await store.find_revocations()
+    return Directory(ecosystems, revocations, default, await store.find_compromised_keys())
 
 
 def _now() -> datetime:

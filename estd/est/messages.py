@@ -42,11 +42,13 @@ STATUS: Final[Mapping[Code, int]] = MappingProxyType(
         Code.CERTIFICATE_REVOKED: 403,
         Code.CERTIFICATE_UNFIT: 403,
         Code.NOT_AUTHORIZED: 403,
+        Code.REQUEST_REVOKED: 403,
         # RFC 7030 §4.2.3 leaves the 4xx to the server; 400 is the one that every client has words for.
         Code.CSR_MALFORMED: 400,
         Code.CSR_SIGNATURE: 400,
         Code.KEY_REFUSED: 400,
         Code.KEY_WEAK: 400,
+        Code.KEY_REVOKED: 400,
         Code.SUBJECT_REFUSED: 400,
         Code.SAN_REFUSED: 400,
         Code.EXTENSION_REFUSED: 400,

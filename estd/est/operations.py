@@ -283,6 +283,7 @@ def decide_order(admitted: Admitted, request: CertificationRequest, exchange: Ex
     """What exactly is to be issued: the names are fixed here, the rest is the profile's."""
     place, credential = admitted.place, admitted.credential
     subject, san = decide_names(admitted, request)
+    place.ecosystem.check_key(request.spki_sha256)
     operation, csr_sha256 = admitted.purpose.value, request.sha256
     return Order(
         request_key=write_request_key(place.ecosystem.ecosystem_id, credential.identity, operation, csr_sha256),

@@ -5,7 +5,8 @@ but a group is one task from end to end and its items have none of their own. Pr
 
 * An answer that holds a certificate is committed; everything that might have been signed is on record as an intent.
 * One request under one profile has one certificate, however often and by whichever authority of the ecosystem it is
-  sent, for as long as that certificate is valid. Nothing that was begun stops because nobody waits for it any more.
+  sent, for as long as that certificate is valid; if it was revoked, that is refused for so long. Nothing that was begun
+  stops because nobody waits for it any more.
 * One bad request is refused alone, and recorded as any refusal is.
 * Devices come first: no more than `GROUPS_AT_ONCE` groups of one worker are under way, however many batches there are; a
   signer gets them in slices, between which it serves others; and while devices wait for a group of theirs, each slice
@@ -31,13 +32,13 @@ from estd.ra.admission import Admitted, Purpose
 from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order
 from estd.ra.records import write_intent, write_issued, write_item, write_seals
-from estd.ra.settlement import insist
+from estd.ra.settlement import insist, request_revoked
 from estd.ra.trail import Trail, log_events
 from estd.ra.vouching import Request, decide_order
 from estd.signer.blocks import journal_of
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, RefusedItem, read_refusal
-from estd.store.contract import Closing, Intent, Issuance, Issued, Outcome, Store
+from estd.store.contract import KEY_COMPROMISE, Closing, Intent, Issuance, Issued, Outcome, Store
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,10 @@ class _Group:
                 item.is_blocked = certificate is not None
             if certificate is None:
                 continue
-            if x509.load_der_x509_certificate(certificate).not_valid_after_utc < now:
+            is_over = x509.load_der_x509_certificate(certificate).not_valid_after_utc < now
+            if issuance.revoked_for is not None and (not is_over or issuance.revoked_for == KEY_COMPROMISE):
+                item.answer = Answer(reason=request_revoked())
+            elif is_over:
                 await self._supersede(issuance)
                 item.is_blocked = False
             else:

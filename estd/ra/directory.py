@@ -68,11 +68,27 @@ class LiveEcosystem:
     """An anchor's certificate → the anchor it belongs to."""
     cacerts: tuple[bytes, ...]
     """What `GET cacerts` tells: the root and intermediates of every active issuer (RFC 7030 §4.1.3), roots first."""
+    compromised_keys: frozenset[bytes]
+    """SHA-256 of the SubjectPublicKeyInfo of keys that a certificate of this ecosystem had when it was revoked for
+    keyCompromise."""
 
     @property
     def label(self) -> str:
         """The EST label of the ecosystem itself."""
         return self.rules.label
+
+    def check_key(self, spki_sha256: bytes) -> None:
+        """Whether a key may get a certificate, by the hash of its SubjectPublicKeyInfo.
+
+        Raises:
+            Refused: KEY_REVOKED.
+        """
+        if spki_sha256 in self.compromised_keys:
+            raise Refused(
+                Code.KEY_REVOKED,
+                "a certificate of this key was revoked because the key is compromised; make a new key",
+                "RFC 5280 §5.3.1",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +100,24 @@ class Place:
 
 
 class Directory:
-    """All ecosystems by label, and the revoked serials of all issuers."""
+    """All ecosystems by label, and the revoked serials of all issuers; `compromised` is what the store says of keys."""
 
-    def __init__(self, records: Iterable[EcosystemRecord], revocations: Iterable[Revocation], default: str | None):
+    def __init__(
+        self,
+        records: Iterable[EcosystemRecord],
+        revocations: Iterable[Revocation],
+        default: str | None,
+        compromised: Iterable[tuple[int, bytes]] = (),
+    ):
         self._places: dict[str, Place] = {}
         self._contested: set[str] = set()
         self._default = default
         self.ecosystems: dict[int, LiveEcosystem] = {}
+        keys: dict[int, list[bytes]] = {}
+        for ecosystem_id, spki_sha256 in compromised:
+            keys.setdefault(ecosystem_id, []).append(spki_sha256)
         for record in records:
-            live = _read_ecosystem(record)
+            live = _read_ecosystem(record, frozenset(keys.get(record.ecosystem_id, ())))
             self.ecosystems[live.ecosystem_id] = live
             rules = live.rules
             if rules.label == INTERNAL_LABEL:
@@ -140,7 +165,7 @@ class Directory:
         return tuple(sorted(self._places))
 
 
-def _read_ecosystem(record: EcosystemRecord) -> LiveEcosystem:
+def _read_ecosystem(record: EcosystemRecord, compromised_keys: frozenset[bytes]) -> LiveEcosystem:
     rules = load_document(record.document)
     issuers = tuple(_read_issuer(issuer) for issuer in record.issuers)
     anchors: dict[x509.Certificate, Anchor] = {}
@@ -164,6 +189,7 @@ def _read_ecosystem(record: EcosystemRecord) -> LiveEcosystem:
         policy=policy,
         anchor_names=anchors,
         cacerts=_choose_cacerts(rules, issuers),
+        compromised_keys=compromised_keys,
     )
 
 

@@ -10,7 +10,8 @@ for its certificates to be signed.
 Promises:
 
 * A certificate that leaves here is committed; one that might have been signed is on record as an intent.
-* The same request (ecosystem, identity, operation, CSR) within the profile's retry window gets the same bytes.
+* The same request (ecosystem, identity, operation, CSR) within the profile's retry window gets the same bytes, unless
+  that certificate was revoked.
 * An error from the store means "unknown": the call is repeated or looked up, and no serial is signed for two contents.
 * What cannot be finished now is an `Unavailable`; the same request will find whatever became of it.
 

@@ -7,6 +7,7 @@ new certificate being made. Promises:
   any more (*orphan*). Otherwise the journaled bytes are signed again and recorded, the same as the first time.
 * A certificate that is found holds its request for the profile's retry window, and is superseded after it, not forgotten;
   one that a single-use enrollment code was spent for holds it for ever.
+* A certificate that was revoked is no answer.
 * Nothing is assumed of a store or a signer that does not answer: it is asked again, and then it is an `Unavailable`.
 """
 
@@ -23,7 +24,7 @@ from estd.ra.order import Order
 from estd.ra.records import write_settled
 from estd.signer.client import SignerPool
 from estd.signer.frames import ResumeItem, Verdict
-from estd.store.contract import Closing, Intent, Issuance, Store
+from estd.store.contract import KEY_COMPROMISE, Closing, Intent, Issuance, Store
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -97,7 +98,7 @@ class Settlement:
 
         Raises:
             StartOver: nothing holds the key any more, or what held it was too old to be repeated.
-            Refused: CODE_SPENT when its single-use code was spent for a certificate that is too old.
+            Refused: REQUEST_REVOKED; CODE_SPENT when its single-use code was spent for a certificate that is too old.
             Unavailable: the signer or the store cannot be asked now.
         """
         issuance: Issuance | None = None
@@ -109,13 +110,19 @@ class Settlement:
                 return await self._repeat(order, issuance, asked_at)
             await asyncio.sleep(pause)
         assert issuance is not None
-        return await self.settle_or_start_over(issuance.intent)
+        certificate = await self.settle_or_start_over(issuance.intent)
+        if issuance.revoked_for is not None:
+            raise request_revoked()
+        return certificate
 
     async def _repeat(self, order: Order, issuance: Issuance, asked_at: datetime) -> bytes:
         assert issuance.certificate is not None
         assert issuance.issued_at is not None
         # Both have to say that it is too old: a clock that is set forward meanwhile must not cost a retry its certificate.
-        if min(asked_at, self._clock()) - issuance.issued_at <= order.retry_window:
+        is_retry = min(asked_at, self._clock()) - issuance.issued_at <= order.retry_window
+        if issuance.revoked_for is not None and (is_retry or issuance.revoked_for == KEY_COMPROMISE):
+            raise request_revoked()
+        if is_retry:
             self._observe("repeated", 1)
             return issuance.certificate
         if order.code_id is not None:
@@ -135,6 +142,15 @@ class Settlement:
             # A signer that died is back within a second or two, with its journal.
             await asyncio.sleep(pause)
         raise AssertionError("the last pause is None")
+
+
+def request_revoked() -> Refused:
+    """Why a request whose certificate was revoked gets neither that one nor another."""
+    return Refused(
+        Code.REQUEST_REVOKED,
+        "the certificate of this request was revoked; a new one needs a new key and a new request",
+        "RFC 7030 §4.2.3",
+    )
 
 
 def code_spent() -> Refused:

@@ -16,7 +16,7 @@ from estd.names import EMPTY_NAME, device_name, normalise_device, same_name, sam
 from estd.ra.admission import Admitted, Purpose
 from estd.ra.order import Order, write_batch_key
 from estd.store.contract import Device, Store
-from estd.wire.pkcs10 import read_asked_names
+from estd.wire.pkcs10 import read_asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ async def decide_order(store: Store, admitted: Admitted, request: Request, addre
     """What exactly is to be issued for one request of a batch; `address` and `request_id` are the batch's.
 
     Raises:
-        Refused: MALFORMED_REQUEST, CSR_MALFORMED, SUBJECT_REFUSED or SAN_REFUSED; NOT_AUTHORIZED for a device that is not
-            in the inventory from which the profile takes names.
+        Refused: MALFORMED_REQUEST, CSR_MALFORMED, SUBJECT_REFUSED, SAN_REFUSED or KEY_REVOKED; NOT_AUTHORIZED for a device
+            that is not in the inventory from which the profile takes names.
         Unavailable: the inventory could not be asked.
     """
     if not request.csr:
         raise Refused(Code.MALFORMED_REQUEST, "the line holds no PKCS #10 request in base64", "RFC 8951 §3.1")
-    # The signer reads all of it, and refuses what is wrong; here it is about names alone.
+    # The signer reads all of it, and refuses what is wrong; here it is about names, and whether the key is compromised.
     try:
-        asked, asked_san = read_asked_names(request.csr)
+        asked, asked_san, spki = read_asked(request.csr)
     except Refused as refused:
         raise Refused(Code.CSR_MALFORMED, refused.detail, refused.clause) from None
     ecosystem, profile = admitted.place.ecosystem, admitted.place.profile
@@ -55,6 +55,7 @@ async def decide_order(store: Store, admitted: Admitted, request: Request, addre
         if row is None:
             raise Refused(Code.NOT_AUTHORIZED, "this device is not in the ecosystem's inventory")
     subject, san = _decide_names(profile, asked, asked_san, row)
+    ecosystem.check_key(hashlib.sha256(spki).digest())
     csr_sha256 = hashlib.sha256(request.csr).digest()
     return Order(
         request_key=write_batch_key(ecosystem.ecosystem_id, profile.name, csr_sha256),

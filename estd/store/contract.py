@@ -19,7 +19,7 @@ import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -97,6 +97,8 @@ class Issuance(msgspec.Struct, frozen=True):
     closed: Closing | None
     certificate: bytes | None
     issued_at: datetime | None
+    revoked_for: str | None = None
+    """Why its serial was revoked, a CRLReason name of RFC 5280 §5.3.1; None when it was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,10 @@ class StoredCertificate:
     not_after: datetime
     issued_at: datetime
     revoked_at: datetime | None
+
+
+KEY_COMPROMISE: Final = "keyCompromise"
+"""The CRLReason after which a key is not certified again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ class Store(Protocol):
         """
 
     async def find_issuances(self, request_keys: Sequence[bytes]) -> dict[bytes, Issuance]:
-        """The open intent of each request key, with its certificate if it was issued."""
+        """The open intent of each request key, with its certificate if it was issued, and whether that was revoked."""
 
     async def record_issued(self, issued: Sequence[Issued]) -> None:
         """Commit the results of intents, and their audit events, in one transaction. Repeats are ignored.
@@ -270,6 +276,10 @@ class Store(Protocol):
 
     async def find_revocations(self) -> list[Revocation]:
         """Every revocation of an unexpired certificate, or of one that is not known."""
+
+    async def find_compromised_keys(self) -> list[tuple[int, bytes]]:
+        """Ecosystem and SHA-256 of the SubjectPublicKeyInfo of every key with a serial that was revoked for
+        `KEY_COMPROMISE`, once each, however long ago."""
 
     # --- ecosystems ----------------------------------------------------------------------------------------------
     async def find_ecosystems(self) -> list[EcosystemRecord]:

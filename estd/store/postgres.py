@@ -126,9 +126,7 @@ class PostgresStore:
     async def find_issuances(self, request_keys: Sequence[bytes]) -> dict[bytes, Issuance]:
         """See `Store.find_issuances`."""
         found = await self._pool.fetch(_FIND_ISSUANCES, list(request_keys))
-        return {
-            row["request_key"]: Issuance(rows.read_intent(row), None, row["der"], row["issued_at"]) for row in found
-        }
+        return {row["request_key"]: rows.read_issuance(row) for row in found}
 
     async def record_issued(self, issued: Sequence[Issued]) -> None:
         """See `Store.record_issued`."""
@@ -211,6 +209,11 @@ class PostgresStore:
     async def find_revocations(self) -> list[Revocation]:
         """See `Store.find_revocations`."""
         return [rows.read_revocation(row) for row in await self._pool.fetch(_FIND_REVOCATIONS, self._clock())]
+
+    async def find_compromised_keys(self) -> list[tuple[int, bytes]]:
+        """See `Store.find_compromised_keys`."""
+        found = await self._pool.fetch(_FIND_COMPROMISED_KEYS)
+        return [(row["ecosystem_id"], row["spki_sha256"]) for row in found]
 
     # --- ecosystems ----------------------------------------------------------------------------------------------
     async def find_ecosystems(self) -> list[EcosystemRecord]:
@@ -420,6 +423,7 @@ _FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")
 _FIND_DEVICE_CERTIFICATES = sql_of("find_device_certificates")
 _RECORD_REVOCATION = sql_of("record_revocation")
 _FIND_REVOCATIONS = sql_of("find_revocations")
+_FIND_COMPROMISED_KEYS = sql_of("find_compromised_keys")
 _FIND_ECOSYSTEMS = sql_of("find_ecosystems")
 _LOCK_ECOSYSTEM = sql_of("lock_ecosystem")
 _INSERT_ECOSYSTEM = sql_of("insert_ecosystem")

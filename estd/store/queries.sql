@@ -79,14 +79,15 @@ LEFT JOIN intent AS spender ON spender.held_code_id = asked.code_id
 ORDER BY position;
 
 -- name: find_issuances
--- The open intents of request keys, with their certificates.
+-- The open intents of request keys, with their certificates, and why those were revoked.
 SELECT
     intent.request_key, intent.issuer_id, intent.serial, intent.ecosystem_id, intent.ecosystem_version, intent.node_id,
     intent.profile, intent.operation, intent.identity, intent.device, intent.csr_sha256, intent.spki_sha256,
     intent.tbs_sha256, intent.journal, intent.code_id, intent.created_at,
-    certificate.der, certificate.issued_at
+    certificate.der, certificate.issued_at, revocation.reason
 FROM intent
 LEFT JOIN certificate ON certificate.issuer_id = intent.issuer_id AND certificate.serial = intent.serial
+LEFT JOIN revocation ON revocation.issuer_id = intent.issuer_id AND revocation.serial = intent.serial
 WHERE intent.request_key = ANY($1::bytea[]) AND intent.closed IS NULL;
 
 -- name: record_issued
@@ -287,6 +288,13 @@ FROM revocation
 LEFT JOIN certificate ON certificate.issuer_id = revocation.issuer_id AND certificate.serial = revocation.serial
 WHERE certificate.not_after IS NULL OR certificate.not_after >= $1
 ORDER BY revocation.issuer_id, revocation.revoked_at, revocation.serial;
+
+-- name: find_compromised_keys
+-- Keys of certificates that were revoked because the key is in other hands, expired ones included.
+SELECT DISTINCT intent.ecosystem_id, intent.spki_sha256
+FROM revocation
+JOIN intent ON intent.issuer_id = revocation.issuer_id AND intent.serial = revocation.serial
+WHERE revocation.reason = 'keyCompromise';
 
 -- name: find_ecosystems
 -- The newest version of every ecosystem, or of one, once for each of its issuers, oldest first.

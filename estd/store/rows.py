@@ -19,6 +19,7 @@ from estd.store.contract import (
     EcosystemRecord,
     EnrollmentCode,
     Intent,
+    Issuance,
     Issued,
     IssuerRecord,
     NewIssuer,
@@ -130,6 +131,11 @@ def read_intent(row: Row) -> Intent:
         code_id=row["code_id"],
         created_at=row["created_at"],
     )
+
+
+def read_issuance(row: Row) -> Issuance:
+    """An open intent with what became of it."""
+    return Issuance(read_intent(row), None, row["der"], row["issued_at"], row["reason"])
 
 
 def read_certificate(row: Row) -> StoredCertificate:

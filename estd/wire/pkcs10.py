@@ -139,8 +139,8 @@ def read_request_again(data: bytes) -> CertificationRequest:
         raise _malformed_unless_key(refused) from None
 
 
-def read_asked_names(data: bytes) -> tuple[bytes, bytes | None]:
-    """Subject (DER Name) and subjectAltName (DER GeneralNames, or None) that a request asks for, and no more of it.
+def read_asked(data: bytes) -> tuple[bytes, bytes | None, bytes]:
+    """Subject (DER Name), subjectAltName (DER GeneralNames, or None) and SubjectPublicKeyInfo of a request, no more of it.
 
     For whoever hands the request on to somebody who reads it whole with `read_request_again`, which refuses everything
     that is refused here; only a request without attributes is read faster.
@@ -151,8 +151,8 @@ def read_asked_names(data: bytes) -> tuple[bytes, bytes | None]:
     spki_stop = der.read_tagged(data, subject_stop, len(data), der.SEQUENCE)[1]
     if data[spki_stop : spki_stop + 2] != b"\xa0\x00":
         request = read_request_again(data)
-        return request.subject, request.san
-    return data[subject_at:subject_stop], None
+        return request.subject, request.san, request.spki
+    return data[subject_at:subject_stop], None, data[subject_stop:spki_stop]
 
 
 def verify_request(request: CertificationRequest) -> VerifiedRequest:

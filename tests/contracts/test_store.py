@@ -381,6 +381,46 @@ async def test_revoking_once(store: Store) -> None:
     assert (await store.find_events(None, 1)) == [event]
 
 
+async def test_a_revocation_is_found_with_what_was_issued(store: Store) -> None:
+    issuer_id = (await make_ecosystem(store)).issuers[0].issuer_id
+    intents = [await issue(store, issuer_id=issuer_id) for _ in range(2)]
+    begun = make_intent(issuer_id=issuer_id)
+    await reserve(store, begun)
+    for intent, reason in ((intents[0], "superseded"), (begun, "keyCompromise")):
+        revocation = make_revocation(issuer_id, intent.serial, reason=reason)
+        assert await store.record_revocation(revocation, make_event())
+    found = await store.find_issuances([intent.request_key for intent in (*intents, begun)])
+    assert {key: one.revoked_for for key, one in found.items()} == {
+        intents[0].request_key: "superseded",
+        intents[1].request_key: None,
+        begun.request_key: "keyCompromise",
+    }
+
+
+async def test_compromised_keys_are_known_for_ever(store: Store) -> None:
+    campus, harbour = await make_ecosystem(store), await make_ecosystem(store, "harbour")
+    expected = set()
+    for ecosystem, reason, not_after in [
+        (campus, "keyCompromise", NOW + timedelta(days=1)),
+        (campus, "keyCompromise", NOW - timedelta(days=1)),
+        (harbour, "keyCompromise", NOW + timedelta(days=1)),
+        (harbour, "superseded", NOW + timedelta(days=1)),
+    ]:
+        ids = {"issuer_id": ecosystem.issuers[0].issuer_id, "ecosystem_id": ecosystem.ecosystem_id}
+        intent = await issue(store, not_after=not_after, **ids)
+        await store.record_revocation(make_revocation(intent.issuer_id, intent.serial, reason=reason), make_event())
+        if reason == "keyCompromise":
+            expected.add((ecosystem.ecosystem_id, intent.spki_sha256))
+    # The same key twice, and a serial nobody knows.
+    twin = await issue(store, spki_sha256=intent.spki_sha256, **ids)
+    await store.record_revocation(make_revocation(twin.issuer_id, twin.serial), make_event())
+    await store.record_revocation(make_revocation(twin.issuer_id, b"\x01"), make_event())
+    expected.add((harbour.ecosystem_id, twin.spki_sha256))
+    found = await store.find_compromised_keys()
+    assert len(found) == 4
+    assert set(found) == expected
+
+
 async def test_revocations_outlive_only_unexpired_certificates(store: Store) -> None:
     issuer_id = (await make_ecosystem(store)).issuers[0].issuer_id
     unexpired = await issue(store, issuer_id=issuer_id, not_after=NOW)

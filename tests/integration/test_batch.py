@@ -219,6 +219,25 @@ def test_a_server_that_is_reloaded(live: Live, tmp_path: Path) -> None:
     check_record(live, source, out, after)
 
 
+def test_a_revoked_certificate_is_not_handed_out_again(live: Live, tmp_path: Path) -> None:
+    source, first, again = write_requests(tmp_path, 3), tmp_path / "first.csv", tmp_path / "again.csv"
+    assert run(command(live, live.port, source, first), status=0)["issued"] == 3
+    certificates = {row["id"]: row["certificate"] for row in read_rows(first)}
+    name, kept = min(certificates), set(certificates) - {min(certificates)}
+    serial = f"{x509.load_der_x509_certificate(base64.b64decode(certificates[name])).serial_number:040x}"
+    revoke = [ESTD, "cert", "revoke", serial, "--reason", "superseded", "--dir", live.directory, "--yes", "--json"]
+    subprocess.run(revoke, check=True, capture_output=True)
+    after = live.last_event()
+    result = run(command(live, live.port, source, again), status=1)
+    assert {name: result[name] for name in ("issued", "repeated", "refused", "unfinished")} == {
+        "issued": 0, "repeated": 2, "refused": 1, "unfinished": 0,
+    }  # fmt: skip
+    assert {row["id"]: row["certificate"] for row in read_rows(again)} == {one: certificates[one] for one in kept}
+    assert {row["id"]: row["error"] for row in read_rows(tmp_path / "again.refused.csv")} == {name: "request-revoked"}
+    (event,) = live.events(after, kind="est.batch")
+    assert (event["outcome"], event["code"]) == ("refused", "request-revoked")
+
+
 @pytest.mark.parametrize(
     ("party", "code"), [(f"{SOUTH}/ra", "certificate-untrusted"), (f"{NORTH}/device", "not-authorized")]
 )

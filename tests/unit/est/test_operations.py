@@ -32,9 +32,11 @@ from est_world import (
     open_world,
     read_certificate,
 )
-from factory import CLIENT_AUTH, CMC_RA, SERVER_AUTH, make_device, make_key, make_maker, make_name
+from factory import CLIENT_AUTH, CMC_RA, SERVER_AUTH, make_csr, make_device, make_key, make_maker, make_name
 from postgres_fixture import PostgresServer
+from store_values import make_event
 
+from estd.asn1 import der
 from estd.asn1.oids import OIDS
 from estd.errors import Broken, Code, Unavailable
 from estd.est.messages import STATUS, write_binding
@@ -42,6 +44,7 @@ from estd.est.operations import OWN_ROOT, ROOT, ROUTES, Guarded, Public, Route, 
 from estd.ra import admission, paths, refusals
 from estd.ra.admission import Purpose
 from estd.ra.limits import Rate
+from estd.store.contract import Revocation
 from estd.wire.exchange import HOME as HOME_OF_PEER
 from estd.wire.exchange import Peer, Reply
 
@@ -1032,3 +1035,37 @@ async def test_a_flood_of_refusals_does_not_fill_the_trail(world: World, monkeyp
         assert (await world.ask("", None, Caller("nobody"), method="GET", path="/x", peer=here))[1] == "path-unknown"
     assert len((await world.since(before)).events) == 5
     assert [event.extra["count"] for event in world.refusals.sum_up(now(), is_last=True)] == [25]
+
+
+# --- what was revoked --------------------------------------------------------------------------------------------------
+
+
+async def test_a_revoked_certificate_is_no_answer_to_a_retry_and_that_is_on_record(world: World) -> None:
+    device = await world.coded(HOME)
+    body = base64.b64encode(device.csr())
+    certificate = read_certificate(await world.ask(ENROLL, HOME, device, body=body))
+    assert read_certificate(await world.ask(ENROLL, HOME, device, body=body)) == certificate
+    serial = der.integer(x509.load_der_x509_certificate(certificate).serial_number)[2:]
+    revocation = Revocation(world.issuer(HOME).issuer_id, serial, "superseded", now())
+    await world.store.record_revocation(revocation, make_event())
+    mark = await world.mark()
+    _, outcome, reply = await world.ask(ENROLL, HOME, device, body=body)
+    assert (outcome, reply.status) == ("request-revoked", 403)
+    trace = await world.since(mark)
+    assert (trace.intents, trace.certificates) == (0, 0)
+    assert [(event["outcome"], event["code"]) for event in trace.events] == [("refused", "request-revoked")]
+
+
+async def test_a_compromised_key_gets_no_certificate_by_any_credential_of_its_ecosystem(world: World) -> None:
+    key, name = make_key(), world.new_name()
+    body = base64.b64encode(make_csr(make_name(name), key))
+    first = await world.coded(HOME, name=name)
+    certificate = read_certificate(await world.ask(ENROLL, HOME, first, body=body))
+    await world.revoke(Caller(name, (certificate,)))  # for keyCompromise
+    mark = await world.mark()
+    for caller in (await world.coded(HOME, name=name), world.born(HOME, name), first):
+        _, outcome, reply = await world.ask(ENROLL, HOME, caller, body=body)
+        assert (outcome, reply.status) == ("key-revoked", 400)
+    assert (await world.since(mark)).certificates == 0
+    read_certificate(await world.ask(ENROLL, NEIGHBOUR, world.born(NEIGHBOUR, name), body=body))
+    read_certificate(await world.ask(ENROLL, HOME, world.born(HOME, name)))

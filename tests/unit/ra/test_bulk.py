@@ -15,15 +15,17 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 from est_world import HOME, NEIGHBOUR, Caller, World, now, open_world
-from factory import make_csr, make_name
+from factory import make_csr, make_key, make_name
 from postgres_fixture import PostgresServer
+from store_values import make_event
 
+from estd.asn1 import der
 from estd.errors import Broken, Code, Unavailable
 from estd.ra import bulk
 from estd.ra.admission import Admitted, Purpose
 from estd.ra.bulk import GROUPS_AT_ONCE, SLICE_SIZE, Answer, Bulk
 from estd.ra.vouching import Request, decide_order
-from estd.store.contract import Device
+from estd.store.contract import Device, Revocation
 from estd.wire.exchange import Peer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -314,6 +316,53 @@ async def test_a_certificate_that_is_over_is_no_answer(world: World, monkeypatch
     again = await send(world, requests, admitted)
     assert not any(answer.is_repeated for answer in again)
     assert {answer.certificate for answer in again}.isdisjoint({answer.certificate for answer in first})
+
+
+@pytest.mark.parametrize("look_first", [False, True])
+@pytest.mark.parametrize("reason", ["keyCompromise", "cessationOfOperation"])
+async def test_a_revoked_certificate_is_no_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str, look_first: bool
+) -> None:
+    requests, admitted = make_requests(world, 2), await admit(world)
+    first = await send(world, requests, admitted)
+    assert first[0].certificate is not None
+    await revoke(world, first[0].certificate, reason)
+    mark = await world.mark()
+    again = await send(world, requests, admitted, look_first=look_first)
+    assert again[0].reason is not None
+    assert again[0].reason.code is Code.REQUEST_REVOKED
+    assert again[1] == Answer(first[1].certificate, is_repeated=True)
+    trace = await world.since(mark)
+    assert (trace.intents, trace.certificates) == (0, 0)
+    (event,) = trace.events
+    assert (event["kind"], event["outcome"], event["code"]) == ("est.batch", "refused", "request-revoked")
+    # When the certificate is over, it depends on why it was revoked.
+    later = lane(world)._clock() + timedelta(days=200)
+    monkeypatch.setattr(lane(world), "_clock", lambda: later)
+    over = await send(world, requests[:1], admitted, look_first=look_first)
+    assert (over[0].certificate is None) is (reason == "keyCompromise")
+
+
+async def test_a_compromised_key_is_not_certified_again(world: World) -> None:
+    key, name = make_key(), world.new_name()
+    (first,) = await send(world, [Request("", make_csr(make_name(name), key))])
+    assert first.certificate is not None
+    await revoke(world, first.certificate, "keyCompromise")
+    await world.reload()
+    other = make_requests(world, 1)
+    refused, granted = await send(world, [Request("", make_csr(make_name(f"{name}-b"), key)), *other])
+    assert refused.reason is not None
+    assert refused.reason.code is Code.KEY_REVOKED
+    assert granted.certificate is not None
+    # The neighbour has no part in it.
+    (theirs,) = await send(world, [Request("", make_csr(make_name(name), key))], await admit(world, NEIGHBOUR))
+    assert theirs.certificate is not None
+
+
+async def revoke(world: World, certificate: bytes, reason: str) -> None:
+    serial = der.integer(x509.load_der_x509_certificate(certificate).serial_number)[2:]
+    revocation = Revocation(world.issuer(HOME).issuer_id, serial, reason, now())
+    assert await world.store.record_revocation(revocation, make_event(kind="certificate.revoke"))
 
 
 async def test_a_group_is_sealed_by_one_signer_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,3 +155,17 @@ def test_revocations_are_by_issuer_and_serial(records: dict[str, EcosystemRecord
     assert (100, b"\x01") in directory.revoked
     assert (200, b"\x01") not in directory.revoked
     assert (100, b"\x01\x00") not in directory.revoked
+
+
+def test_a_compromised_key_is_known_in_its_own_ecosystem_alone(records: dict[str, EcosystemRecord]) -> None:
+    compromised = [(1, b"a" * 32), (1, b"b" * 32), (2, b"c" * 32), (99, b"d" * 32)]
+    directory = Directory(records.values(), [], None, compromised)
+    campus, south = (directory.find_place(label).ecosystem for label in ("campus", "south"))
+    for key in (b"a" * 32, b"b" * 32):
+        with pytest.raises(Refused) as caught:
+            campus.check_key(key)
+        assert caught.value.code is Code.KEY_REVOKED
+        south.check_key(key)
+    campus.check_key(b"c" * 32)
+    with pytest.raises(Refused):
+        south.check_key(b"c" * 32)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from one_road import Road, SignerProcess, closings, open_road
+from one_road import EVENT, Road, SignerProcess, closings, open_road
 from postgres_fixture import Database
 
+from estd.asn1 import der
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra import settlement
 from estd.ra.enrollment import Enrollment
@@ -21,7 +22,7 @@ from estd.ra.order import Order
 from estd.ra.settlement import Settlement, StartOver, insist
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
-from estd.store.contract import Closing, EnrollmentCode, Intent
+from estd.store.contract import Closing, EnrollmentCode, Intent, Revocation
 
 # --- retries ---------------------------------------------------------------------------------------------------------
 
@@ -73,11 +74,60 @@ async def test_a_code_for_any_number_of_certificates_gets_a_new_one_after_the_wi
     assert await road.enrollment.enroll(order) != first
 
 
+@pytest.mark.parametrize("reason", ["keyCompromise", "superseded"])
+async def test_a_revoked_certificate_is_no_answer_to_a_retry(road: Road, reason: str) -> None:
+    order = road.order()
+    first = await road.enrollment.enroll(order)
+    await revoke(road, first, reason)
+    assert await refusal(road, order) is Code.REQUEST_REVOKED
+    assert await road.certificates() == [first]
+    road.now += timedelta(hours=2)
+    if reason == "keyCompromise":
+        assert await refusal(road, order) is Code.REQUEST_REVOKED
+        assert await road.certificates() == [first]
+    else:
+        assert await road.enrollment.enroll(order) != first
+
+
+@pytest.mark.parametrize("reason", ["keyCompromise", "superseded"])
+async def test_a_code_whose_certificate_was_revoked_gets_no_other(road: Road, reason: str) -> None:
+    order = await with_code(road)
+    first = await road.enrollment.enroll(order)
+    await revoke(road, first, reason)
+    codes = [await refusal(road, order)]
+    road.now += timedelta(hours=2)
+    codes.append(await refusal(road, order))
+    assert codes[0] is Code.REQUEST_REVOKED
+    assert codes[1] is (Code.REQUEST_REVOKED if reason == "keyCompromise" else Code.CODE_SPENT)
+    assert await road.certificates() == [first]
+
+
+async def test_what_was_revoked_before_it_was_settled_is_on_record_and_not_delivered(road: Road) -> None:
+    order = road.order()
+    intent = await reserve_and_die(road, order)
+    (signed,) = await road.pool.seal(intent.journal, [SealItem(intent.issuer_id, intent.serial)])
+    assert isinstance(signed, bytes)
+    await revoke(road, signed, "keyCompromise")
+    assert await refusal(road, order) is Code.REQUEST_REVOKED
+    assert await road.certificates() == [signed]
+
+
 async def with_code(road: Road, name: str = "device-1") -> Order:
     """An order that spends a code for one certificate."""
     code = EnrollmentCode(0, road.record.ecosystem_id, name, bytes(32), True, None, None, road.now, None)
     (stored,) = await road.store.record_codes([code])
     return road.order(name, code_id=stored.code_id)
+
+
+async def revoke(road: Road, certificate: bytes, reason: str) -> None:
+    parsed = x509.load_der_x509_certificate(certificate)
+    serial = der.integer(parsed.serial_number)[2:]
+    (issuer,) = [
+        issuer.issuer_id
+        for issuer in road.record.issuers
+        if x509.load_der_x509_certificate(issuer.certificate).subject == parsed.issuer
+    ]
+    assert await road.store.record_revocation(Revocation(issuer, serial, reason, road.now), EVENT)
 
 
 async def refusal(road: Road, order: Order) -> Code:

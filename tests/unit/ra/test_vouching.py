@@ -20,6 +20,7 @@ from estd.ra.directory import Directory
 from estd.ra.order import Order, write_batch_key
 from estd.ra.vouching import Request, decide_order
 from estd.store.contract import Device, Store
+from estd.wire.pkcs10 import read_request
 
 EMPTY = x509.Name([])
 SAN = [x509.DNSName("pump.campus.example")]
@@ -106,6 +107,20 @@ async def test_names_from_the_inventory_may_be_repeated_or_left_out(
     order = await decide(admitted, Request(" Pump-1 ", make_csr(subject, san=san)), inventory)
     assert (order.device, order.subject, order.san) == (device, write_name("CN=Pump 1,O=Campus"), write_san(ROW.san))
     assert inventory.asked == [(7, device)]
+
+
+@pytest.mark.parametrize("san", [[], SAN], ids=["bare", "with attributes"])
+async def test_a_compromised_key_is_refused(authority: Admitted, san: list[x509.GeneralName]) -> None:
+    csr, other = (make_csr(make_name("pump-1"), san=san) for _ in range(2))
+    keys = frozenset([read_request(csr).spki_sha256])
+    place = dataclasses.replace(
+        authority.place, ecosystem=dataclasses.replace(authority.place.ecosystem, compromised_keys=keys)
+    )
+    admitted = with_profile(msgspec.structs.replace(authority, place=place), san="request")
+    with pytest.raises(Refused) as caught:
+        await decide(admitted, Request("", csr))
+    assert caught.value.code is Code.KEY_REVOKED
+    assert (await decide(admitted, Request("", other))).csr == other
 
 
 async def test_a_device_without_alternative_names_in_the_inventory_gets_none(authority: Admitted) -> None:

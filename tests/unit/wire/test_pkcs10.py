@@ -22,7 +22,7 @@ from estd.names import EMPTY_NAME, write_name, write_san
 from estd.wire.pkcs10 import (
     ChangeSubjectName,
     VerifiedRequest,
-    read_asked_names,
+    read_asked,
     read_request,
     read_request_again,
     verify_request,
@@ -151,17 +151,17 @@ def test_truncated_at_each_byte_and_followed_by_one() -> None:
     assert refusal(FULL + b"\0").code is Code.CSR_MALFORMED
 
 
-def test_the_names_asked_for_are_those_of_the_whole_request() -> None:
+def test_what_is_asked_for_is_what_the_whole_request_asks_for() -> None:
     whole = read_request(FULL)
     assert whole.san is not None
-    assert read_asked_names(FULL) == (whole.subject, whole.san)
+    assert read_asked(FULL) == (whole.subject, whole.san, whole.spki)
     bare = signed(info_of())
     assert read_request(bare).attributes == {}
-    assert read_asked_names(bare) == (read_request(bare).subject, None)
+    assert read_asked(bare) == (read_request(bare).subject, None, read_request(bare).spki)
     # A request that is cut short has no names, or is refused by whoever reads it whole.
     for length in range(len(bare)):
         with pytest.raises(Refused):
-            read_asked_names(bare[:length])
+            read_asked(bare[:length])
 
 
 def test_read_again_it_says_the_same() -> None:
