@@ -22,10 +22,14 @@ class Desk:
         self.exchanges: list[Exchange] = []
         self.fault: Exception | None = None
         self.seconds = 0.0
+        self.gate = asyncio.Event()
+        """Closed, it keeps every answer back."""
+        self.gate.set()
 
     async def answer(self, exchange: Exchange) -> tuple[str, str, Reply]:
         self.exchanges.append(exchange)
         await asyncio.sleep(self.seconds)
+        await self.gate.wait()
         if self.fault is not None:
             raise self.fault
         return "echo", "ok", Reply(200, exchange.body or b"nothing", "text/plain", (("X-Path", exchange.path),))

@@ -1,9 +1,10 @@
 """One HTTP connection: aiohttp's parser turns bytes into requests, and here a request becomes an `Exchange`.
 
 The caps of this floor: no request body beyond 64 KiB and none slower than ten seconds, unless the protocol takes it as it
-comes (`estd.web.stream`); none with a Content-Encoding (a decoder is an amplifier); one request at a time on a connection.
-What is no HTTP is answered once, in our words, and the connection closed (RFC 9112 §2.2, §11.2). What a path means is the
-protocol's business.
+comes (`estd.web.stream`); no head beyond 32 KiB; none with a Content-Encoding (a decoder is an amplifier); one request at a
+time on a connection. What comes behind the one in hand (RFC 9112 §9.3.2) waits unparsed, and beyond 16 KiB of it nothing
+is read. What is no HTTP is answered once, in our words, and the connection closed (RFC 9112 §2.2, §11.2). What a path means
+is the protocol's business.
 
 Only aiohttp's parser is used, not its request handler: that one serves files, web sockets and streams, and what it keeps
 for them cost a sixth of a worker's time (docs/decisions.md).
@@ -15,18 +16,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from aiohttp import HttpVersion11, StreamReader
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_parser import RawRequestMessage
 
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
-from estd.web.head import BODY_AT_MOST_BYTES, check_head, read_path, too_large
+from estd.web.answer_stream import AnswerStream
+from estd.web.head import BODY_AT_MOST_BYTES, check_head, make_parser, read_path, too_large
 from estd.web.response import write_response
 from estd.web.stream import BodyStream
 from estd.wire.exchange import Exchange, Peer, Reply
@@ -34,8 +35,10 @@ from estd.wire.exchange import Exchange, Peer, Reply
 _log = logging.getLogger(__name__)
 
 BODY_SECONDS: Final = 10.0
-_HEAD_AT_MOST_BYTES: Final = 8190
-_HEADERS_AT_MOST: Final = 64
+MUTE_AT_MOST_BYTES: Final = 32 * 1024
+"""Of a head or of what surrounds a body's bytes (chunk extensions, trailers), until the parser has something to tell."""
+BEHIND_AT_MOST_BYTES: Final = 16 * 1024
+"""Behind a request in hand, beyond which nothing is read; below that the end of the connection is noticed at once."""
 
 
 class _Site(Protocol):
@@ -51,58 +54,38 @@ class _Site(Protocol):
     def request_ended(self) -> None: ...
 
 
-class _Tap:
-    """The protocol whose reading the parser would pause for a body that nobody takes: never, since a body is taken as it
-    comes, and capped.
-
-    One for all connections. Were it the connection itself, the two would hold each other, and all that a connection holds
-    would live on until the next collection.
-    """
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self, resume_parser: bool = True) -> None: ...
-
-
-_TAP: Final = _Tap()
-
-
 class Connection(asyncio.Protocol):
     """One connection: a request is read whole, answered, and only then comes the next."""
 
     __slots__ = (
+        "_answer_stream",
+        "_behind",
         "_body_deadline",
         "_body_parts",
         "_can_write",
         "_is_busy",
         "_is_over",
+        "_is_paused",
         "_message",
+        "_mute_bytes",
         "_parser",
         "_payload",
+        "_peer_is_done",
         "_request_id",
         "_site",
         "_started",
         "_stream",
         "_task",
         "_transport",
-        "_waiting",
-        "_writable",
     )
 
     def __init__(self, site: _Site) -> None:
         self._site = site
-        self._parser = HttpRequestParser(
-            cast(Any, _TAP),  # it wants no more of aiohttp's BaseProtocol than is there
-            asyncio.get_running_loop(),
-            BODY_AT_MOST_BYTES,
-            max_line_size=_HEAD_AT_MOST_BYTES,
-            max_field_size=_HEAD_AT_MOST_BYTES,
-            max_headers=_HEADERS_AT_MOST,
-            auto_decompress=False,
-        )
+        self._parser = make_parser()
         self._transport: Any = None  # estd.web.tls_transport.TlsTransport
-        self._waiting: deque[tuple[RawRequestMessage, StreamReader] | str] = deque()
-        """Requests behind the one in hand; at the end perhaps why what follows is none."""
+        self._behind = b""  # what came behind the request in hand, or before its answer could go out
+        self._is_paused = False  # because that is enough
+        self._mute_bytes = 0  # parsed without anything to show for it
         self._message: RawRequestMessage | None = None
         self._payload: StreamReader | None = None  # while the body is on its way
         self._body_parts: list[bytes] = []
@@ -112,9 +95,10 @@ class Connection(asyncio.Protocol):
         self._started = 0.0
         self._is_busy = False
         self._is_over = False
+        self._peer_is_done = False
         self._can_write = True
         self._stream: BodyStream | None = None  # while the protocol takes the body as it comes
-        self._writable: asyncio.Future[None] | None = None  # while a streamed answer waits for the client to take some
+        self._answer_stream: AnswerStream | None = None  # while an answer goes out as it comes into being
 
     # --- towards the TLS floor: asyncio.Protocol ---------------------------------------------------------------------
 
@@ -127,22 +111,13 @@ class Connection(asyncio.Protocol):
         """Plaintext, in whatever pieces."""
         if self._is_over:
             return
-        try:
-            messages, is_upgraded, _ = self._parser.feed_data(data)
-        except HttpProcessingError as error:
-            # The parser's message goes on to quote what was sent, in several lines.
-            self._waiting.append(error.message.partition("\n")[0].rstrip(":"))
-            if self._payload is not None:
-                self._give_up_body()
-        else:
-            self._waiting.extend(messages)
-            if is_upgraded:
-                self._waiting.append(_END)  # what follows is of another protocol
-            if self._payload is not None:
-                self._read_body()
-        if not self._is_busy:
-            self._next()
-        if len(self._waiting) >= _WAITING_AT_MOST and not self._is_over:
+        if self._payload is not None or (self._can_write and not self._is_busy):
+            self._parse(data)
+            return
+        # Nobody has use for it before the answer is out. The request in hand has come whole, so it does not wait for this.
+        self._behind += data
+        if len(self._behind) > BEHIND_AT_MOST_BYTES and not self._is_paused:
+            self._is_paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> None:
@@ -151,37 +126,42 @@ class Connection(asyncio.Protocol):
             self._end_as_gone()
             self.close()
         else:
-            self._waiting.clear()
-            if self._is_busy:
-                self._waiting.append(_END)
+            self._behind = b""
+            self._peer_is_done = True
+            if not self._is_busy:
+                self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left, or was answered and let go."""
         self._site.connections.discard(self)
         self._is_over = True
-        self._waiting.clear()
+        self._behind = b""
         if self._payload is not None:
             self._end_as_gone()
-        self._wake_writer()
+        if self._answer_stream is not None:
+            self._answer_stream.leave()
         # What the protocol does for this client goes on: a certificate under way is recorded and waits for the retry.
 
     def pause_writing(self) -> None:
         """The client does not take what it was sent."""
         self._can_write = False
+        if self._answer_stream is not None:
+            self._answer_stream.pause()
 
     def resume_writing(self) -> None:
         """It does again."""
         self._can_write = True
-        self._wake_writer()
-        if not self._is_busy:
-            self._next()
+        if self._answer_stream is not None:
+            self._answer_stream.resume()
+        self._go_on()
 
     # --- one request -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the connection; a request that is still in hand is lost to it."""
         self._is_over = True
-        self._wake_writer()
+        if self._answer_stream is not None:
+            self._answer_stream.leave()
         if self._transport is not None:
             self._transport.close()
 
@@ -190,14 +170,32 @@ class Connection(asyncio.Protocol):
         if self._stream is not None:
             self._stream.stop()
 
-    def _next(self) -> None:
-        while self._waiting and not self._is_busy and self._can_write and not self._is_over:
-            first = self._waiting.popleft()
-            if isinstance(first, str):
-                self._turn_away(first)
-            else:
-                self._begin(*first)
-        if len(self._waiting) < _WAITING_AT_MOST and not self._is_over:
+    def _parse(self, data: bytes) -> None:
+        """Read on in the request that is on its way, or in what may become the next."""
+        try:
+            messages, _, _ = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            # The parser's message goes on to quote what was sent, in several lines.
+            self._turn_away(error.message.partition("\n")[0].rstrip(":"))
+            return
+        if messages:
+            self._mute_bytes = 0
+            self._begin(*messages[0])  # there is one at most
+        elif self._payload is None or not self._read_body():
+            self._mute_bytes += len(data)
+            if self._mute_bytes > MUTE_AT_MOST_BYTES:
+                self._turn_away(f"more than {MUTE_AT_MOST_BYTES} bytes of it are neither a whole head nor a body")
+
+    def _go_on(self) -> None:
+        """Turn to what came behind the request that was answered, if there is a way for the next answer."""
+        if self._is_busy or self._is_over or not self._can_write:
+            return
+        self._parse(b"")  # what the parser kept
+        if self._behind and not self._is_over and (self._payload is not None or not self._is_busy):
+            behind, self._behind = self._behind, b""
+            self._parse(behind)
+        if self._is_paused and not self._behind and not self._is_over:
+            self._is_paused = False
             self._transport.resume_reading()
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
@@ -239,21 +237,26 @@ class Connection(asyncio.Protocol):
         if message.headers.get("Expect", "").lower() == "100-continue" and message.version >= HttpVersion11:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _read_body(self) -> None:
+    def _read_body(self) -> bool:
+        """Take what came of the body; false if that was nothing."""
         payload = self._payload
         assert payload is not None
+        part = payload.read_nowait()
+        if part:
+            self._mute_bytes = 0
         if self._stream is not None:
-            self._stream.feed(payload.read_nowait())
+            self._stream.feed(part)
             if payload.is_eof():
                 self._stream.end()
                 self._payload = None
-            return
-        self._body_parts.append(payload.read_nowait())
+            return bool(part) or self._payload is None
+        self._body_parts.append(part)
         if payload.total_bytes > BODY_AT_MOST_BYTES:
             self._take_body()
             self._refuse(too_large())
         elif payload.is_eof():
             self._start(self._take_body())
+        return bool(part) or self._payload is None
 
     def _take_body(self) -> bytes:
         assert self._body_deadline is not None
@@ -268,7 +271,7 @@ class Connection(asyncio.Protocol):
         self._refuse(Refused(Code.REQUEST_TIMEOUT, detail, "RFC 9110 §15.5.9"))
 
     def _give_up_body(self) -> None:
-        """What came is no body; `_next` says so."""
+        """What came is no body."""
         if self._stream is not None:
             self._payload = None
             self._stream.fail(Refused(Code.MALFORMED_REQUEST, "the body is cut short or garbled", "RFC 9112 §7.1"))
@@ -319,36 +322,27 @@ class Connection(asyncio.Protocol):
             _log.exception("request failed", extra={"request_id": self._request_id, "path": exchange.path})
             reply = self._site.write_refusal(_fault(), self._request_id)
         if reply.stream is not None:
-            await self._send_stream(operation, outcome, reply, reply.stream)
+            await self._send_stream(operation, outcome, reply)
         else:
             # A body of any length that nobody took is not worth waiting for.
             self._reply(operation, outcome, reply, is_last=self._stream is not None and not self._stream.is_whole)
 
-    async def _send_stream(
-        self, operation: str, outcome: str, reply: Reply, stream: AsyncGenerator[bytes, None]
-    ) -> None:
-        """Send an answer as it comes into being; without the last chunk the client knows that it is not whole."""
+    async def _send_stream(self, operation: str, outcome: str, reply: Reply) -> None:
         message = self._message
         assert message is not None
         is_old = message.version < HttpVersion11
+        self._answer_stream = AnswerStream(self._transport, can_write=self._can_write, is_old=is_old)
+        if self._is_over:
+            self._answer_stream.leave()
         try:
-            if not self._is_over:
-                self._transport.write(write_response(reply, is_last=False, is_old=is_old))
-            async for part in stream:
-                while not self._can_write and not self._is_over:
-                    self._writable = asyncio.get_running_loop().create_future()
-                    await self._writable
-                if self._is_over:
-                    outcome = "gone"
-                    break
-                self._transport.write(part if is_old else b"%x\r\n%b\r\n" % (len(part), part))
+            if not await self._answer_stream.send(reply):
+                outcome = "gone"
         except Exception:  # noqa: BLE001  # as for every request
             _log.exception("request failed", extra={"request_id": self._request_id, "operation": operation})
             outcome = Code.INTERNAL.value
-        finally:
-            await stream.aclose()
+        self._answer_stream = None
         is_whole = self._stream is None or self._stream.is_whole
-        is_last = is_old or not is_whole or message.should_close or self._site.draining or outcome != "ok"
+        is_last = is_old or not is_whole or self._is_last(message) or outcome != "ok"
         self._finish(operation, outcome)
         if self._is_over:
             return
@@ -356,13 +350,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"0\r\n\r\n")
         if is_last:
             self.close()
-        elif self._waiting:
-            self._next()
-
-    def _wake_writer(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None
+        else:
+            self._go_on()
 
     def _refuse(self, reason: Refused) -> None:
         """Refuse what has not come whole: nothing behind it can be a request."""
@@ -372,7 +361,7 @@ class Connection(asyncio.Protocol):
     def _reply(self, operation: str, outcome: str, reply: Reply, *, is_last: bool = False) -> None:
         message = self._message
         assert message is not None
-        is_last = is_last or message.should_close or self._site.draining or reply.status in _CLOSING_STATUSES
+        is_last = is_last or self._is_last(message) or reply.status in _CLOSING_STATUSES
         is_old, is_head = message.version < HttpVersion11, message.method == "HEAD"
         try:
             octets = write_response(reply, is_last=is_last, is_old=is_old, is_head=is_head)
@@ -387,32 +376,36 @@ class Connection(asyncio.Protocol):
         self._transport.write(octets)
         if is_last:
             self.close()
-        elif self._waiting:
-            self._next()
+        else:
+            self._go_on()
+
+    def _is_last(self, message: RawRequestMessage) -> bool:
+        """Whether the connection ends with this request; behind one that asks for another protocol there is no telling."""
+        return message.should_close or message.upgrade or self._peer_is_done or self._site.draining
 
     def _finish(self, operation: str, outcome: str) -> None:
         self._is_busy = False
         self._message = self._task = None
+        if self._stream is not None:
+            self._stream.leave()
         self._stream = self._payload = None
+        self._parser.message_consumed()
         self._site.request_ended()
         self._transport.request_ended()
         metrics.count_request(operation, outcome, time.perf_counter() - self._started)
 
     def _turn_away(self, detail: str) -> None:
-        """The answer to what the parser refused; nobody knows where the next request would begin."""
-        if detail:
-            metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
-            refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
-            reply = self._site.write_refusal(refusal, next(_REQUEST_IDS))
-            self._transport.write(write_response(reply, is_last=True))
+        """What comes is no HTTP, and nobody knows where the next request would begin."""
+        if self._payload is not None:
+            self._give_up_body()
+        if self._is_busy:
+            return  # with a streamed body; its answer is the last
+        metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
+        refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
+        reply = self._site.write_refusal(refusal, next(_REQUEST_IDS))
+        self._transport.write(write_response(reply, is_last=True))
         self.close()
 
-
-_END: Final = ""
-"""Behind it there is nothing to answer."""
-
-_WAITING_AT_MOST: Final = 8
-"""Pipelined requests, beyond which nothing is read; below that the end of the connection is noticed at once."""
 
 _CLOSING_STATUSES: Final = frozenset({400, 408, 411, 413})
 """After these the rest of the connection's bytes may not mean what they seem to."""

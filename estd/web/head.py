@@ -1,15 +1,53 @@
-"""The head of an HTTP request: what refuses it before its body is read, and the path it asks for."""
+"""The head of an HTTP request: the parser that reads it, what refuses it before its body is read, and its path."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Final
+from typing import Any, Final, cast
 
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp import HttpVersion10, HttpVersion11
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
 from estd.errors import Code, Refused
 
 BODY_AT_MOST_BYTES: Final = 64 * 1024
+_FIELD_AT_MOST_BYTES: Final = 8190
+_FIELDS_AT_MOST: Final = 64
+
+
+class _Tap:
+    """The protocol whose reading the parser would pause for a body that nobody takes: never, since a body is taken as it
+    comes, and capped.
+
+    One for all connections. Were it the connection itself, the two would hold each other, and all that a connection holds
+    would live on until the next collection.
+    """
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+_TAP: Final = _Tap()
+
+
+def make_parser() -> HttpRequestParser:
+    """A connection's parser. Made inside the loop.
+
+    It stops at a request's end and keeps what lies behind it as it came: until its `message_consumed` is called and it is
+    fed again, if only with nothing. So there is never more than one request, whatever the client sends.
+    """
+    return HttpRequestParser(
+        cast(Any, _TAP),  # it wants no more of aiohttp's BaseProtocol than is there
+        asyncio.get_running_loop(),
+        BODY_AT_MOST_BYTES,
+        max_line_size=_FIELD_AT_MOST_BYTES,
+        max_field_size=_FIELD_AT_MOST_BYTES,
+        max_headers=_FIELDS_AT_MOST,
+        auto_decompress=False,
+        max_msg_queue_size=1,
+    )
 
 
 def check_head(message: RawRequestMessage, *, has_cap: bool) -> None:
@@ -26,6 +64,12 @@ def check_head(message: RawRequestMessage, *, has_cap: bool) -> None:
     for name in _SINGLE_HEADERS:
         if len(headers.getall(name, ())) > 1:
             raise Refused(Code.MALFORMED_REQUEST, f"there is more than one {name} header", "RFC 9110 §5.3")
+    if message.version != HttpVersion11:
+        if message.version != HttpVersion10:
+            raise Refused(Code.MALFORMED_REQUEST, "the version is neither 1.0 nor 1.1", "RFC 9110 §2.5")
+        if "Transfer-Encoding" in headers:
+            # The parser takes it for a request without a body.
+            raise Refused(Code.MALFORMED_REQUEST, "there was no Transfer-Encoding before 1.1", "RFC 9112 §6.1")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refused(Code.CONTENT_ENCODING, "send the body as it is, without Content-Encoding", "RFC 9110 §8.4")
     # The parser has seen to it that it is a number.

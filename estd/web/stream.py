@@ -96,6 +96,11 @@ class BodyStream:
             self._is_stopping = True
             self._news.set()
 
+    def leave(self) -> None:
+        """Nobody reads it any more: what comes behind it is not held back for its sake."""
+        if self._is_paused:
+            self._take()
+
     def _take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -352,6 +353,178 @@ async def test_pipelined_requests_are_answered_one_after_another(house: House) -
     assert statuses(answer) == [200] * 20
     assert house.desk.paths == [f"/{number}" for number in range(20)]
     assert [exchange.body for exchange in house.desk.exchanges] == [b"body %d" % number for number in range(20)]
+
+
+# --- what comes behind a request in hand ----------------------------------------------------------------------------------
+
+POURED_BYTES = 512 * 1024
+"""More than a connection may hold, and less than the farewell forgets, so that the answers are read."""
+
+
+def pour(framing: str) -> bytes:
+    """A request whose body is far too long, or that never comes to its end."""
+    filling = bytes(POURED_BYTES)
+    if framing == "length":
+        return HEAD + b"Content-Length: 1000000000\r\n\r\n" + filling
+    if framing == "chunks":
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join([b"3e8\r\n" + bytes(1000) + b"\r\n"] * 500)
+    if framing == "one chunk":
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n" + filling
+    if framing == "extensions":
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\n1" + b";x=y" * (POURED_BYTES // 4)
+    if framing == "trailers":
+        trailers = b"".join(b"X-%d: %s\r\n" % (number, bytes([120]) * 8000) for number in range(60))
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + trailers
+    if framing == "head":
+        return HEAD + b"".join(b"X-%d: %s\r\n" % (number, bytes([120]) * 8000) for number in range(60))
+    assert framing == "empty lines"
+    return b"\r\n" * (POURED_BYTES // 2)
+
+
+POURED = {
+    "length": 413,
+    "chunks": 413,
+    "one chunk": 413,
+    "extensions": 400,
+    "trailers": 400,
+    "head": 400,
+    "empty lines": 400,
+}
+
+
+async def hold_back(house: House) -> connection.Connection:
+    """The connection, once it reads no more; by then it holds little."""
+    inner = await house.floor.inner()
+    await house.floor.until(lambda: not inner._transport.is_reading())
+    # A read of the socket holds several records; those after the pause stay encrypted.
+    assert connection.BEHIND_AT_MOST_BYTES < len(inner._behind) <= connection.BEHIND_AT_MOST_BYTES + 32 * 1024
+    assert len(inner._transport._held) <= 64 * 1024
+    assert not inner._transport._raw.is_reading()
+    return inner
+
+
+@pytest.mark.parametrize("framing", POURED)
+async def test_behind_a_request_in_hand_little_is_read(house: House, framing: str) -> None:
+    house.desk.gate.clear()
+    async with await Client.open(house.floor) as client:
+        await client.send(post(b"first", last=False))
+        await house.floor.until(lambda: len(house.desk.exchanges) == 1)
+        pouring = asyncio.create_task(client.send(pour(framing)))
+        await hold_back(house)
+        assert len(house.desk.exchanges) == 1
+        house.desk.gate.set()
+        answer = await listen(client)
+        await pouring
+    assert statuses(answer) == [200, POURED[framing]]
+    assert answer.endswith(b"<end>")
+    assert [exchange.body for exchange in house.desk.exchanges] == [b"first"]
+
+
+@pytest.mark.parametrize("framing", POURED)
+async def test_behind_answers_that_nobody_reads_little_is_read(
+    house: House, monkeypatch: pytest.MonkeyPatch, framing: str
+) -> None:
+    async def answer(exchange: Exchange) -> tuple[str, str, Reply]:
+        return "echo", "ok", Reply(200, bytes(500_000), "text/plain")
+
+    monkeypatch.setattr(house.site, "protocol", answer)
+    async with await Client.open(house.floor, buffer=2048) as client:
+        inner = await house.floor.inner()
+        # Nothing of this machine's may take the answers in the client's place.
+        inner._transport._raw.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        pouring = asyncio.create_task(client.send(post(b"x", last=False) * 3 + pour(framing)))
+        await hold_back(house)
+        assert not inner._is_busy
+        answer_bytes = await listen(client)
+        await pouring
+    assert statuses(answer_bytes) == [200, 200, 200, POURED[framing]]
+    assert answer_bytes.endswith(b"<end>")
+
+
+@pytest.mark.parametrize("framing", POURED)
+async def test_with_nothing_in_hand_it_is_refused_at_once(house: House, framing: str) -> None:
+    async with await Client.open(house.floor) as client:
+        pouring = asyncio.create_task(client.send(pour(framing)))
+        answer = await listen(client)
+        await pouring
+    assert statuses(answer) == [POURED[framing]]
+    assert answer.endswith(b"<end>")
+    assert house.desk.exchanges == []
+
+
+@pytest.mark.parametrize("size", [0, 10, 3000, 15_000, BODY_AT_MOST_BYTES])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_reading_goes_on_until_all_that_came_is_answered(house: House, size: int, framing: str) -> None:
+    """Heads and bodies lie across every pause, and whatever is read holds the end of one and the beginning of the next."""
+    count = max(10, min(1000, 300_000 // (size + 150)))
+    bodies = [b"%d:" % number + bytes([number % 256]) * (size - 5) for number in range(count)]
+    if framing == "length":
+        requests = [post(body, last=False) for body in bodies]
+    else:
+        keep = b"Connection: close\r\n"
+        requests = [
+            chunked(*(body[at : at + 999] for at in range(0, len(body), 999))).replace(keep, b"") for body in bodies
+        ]
+    requests.append(post(b"last"))
+    house.desk.gate.clear()
+    async with await Client.open(house.floor) as client:
+        sending = asyncio.create_task(client.send(b"".join(requests)))
+        await hold_back(house)
+        house.desk.gate.set()
+        answer = await listen(client)
+        await sending
+    assert statuses(answer) == [200] * (count + 1)
+    assert [exchange.body for exchange in house.desk.exchanges] == [*bodies, b"last"]
+
+
+async def test_the_rest_of_a_body_is_read_whatever_else_comes_with_it(house: House) -> None:
+    first, second = post(b"a" * 40_000, last=False), post(b"b" * 60_000)
+    async with await Client.open(house.floor) as client:
+        await client.send(first[:20_000])
+        await client.send(first[20_000:] + second[:30_000])
+        await client.send(second[30_000:])
+        answer = await listen(client)
+    assert statuses(answer) == [200, 200]
+    assert [exchange.body for exchange in house.desk.exchanges] == [b"a" * 40_000, b"b" * 60_000]
+
+
+async def test_a_client_that_leaves_behind_much_is_let_go(house: House) -> None:
+    house.desk.gate.clear()
+    async with await Client.open(house.floor) as client:
+        await client.send(post(b"first", last=False))
+        pouring = asyncio.create_task(client.send(pour("length")))
+        await hold_back(house)
+        pouring.cancel()
+    house.desk.gate.set()
+    await house.floor.until(lambda: house.floor.gate.connections == 0)
+    assert [exchange.body for exchange in house.desk.exchanges] == [b"first"]
+
+
+@pytest.mark.parametrize("behind", [b"no request at all\r\n\r\n", SMUGGLED.replace(b"Host", b"Host "), b"\x00" * 100])
+async def test_what_is_no_request_is_said_after_the_answer_before_it(house: House, behind: bytes) -> None:
+    answer = await house.say(post(b"first", last=False) + behind + SMUGGLED)
+    assert statuses(answer) == [200, 400]
+    assert answer.endswith(b"<end>")
+    assert house.desk.paths == ["/path"]
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"tcp", b"x"])
+async def test_behind_a_request_for_another_protocol_nothing_is_a_request(house: House, protocol: bytes) -> None:
+    more = b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n"
+    answer = await house.say(post(b"x", more, last=False) + SMUGGLED + SMUGGLED)
+    assert statuses(answer) == [200]
+    assert answer.endswith(b"<end>")
+    assert house.desk.paths == ["/path"]
+
+
+@pytest.mark.parametrize(
+    "head", [b"POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", b"POST /x HTTP/2.0\r\n\r\n"]
+)
+async def test_a_version_is_refused_whatever_comes_behind_it(house: House, head: bytes) -> None:
+    answer = await house.say(head)
+    assert b" 400 " in answer.partition(b"\r\n")[0]
+    assert answer.endswith(b"<end>")
+    assert house.desk.exchanges == []
 
 
 async def test_nothing_behind_a_body_that_was_not_read_is_a_request(house: House) -> None:

@@ -3,18 +3,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from estd.errors import Code, Refused
-from estd.web.head import BODY_AT_MOST_BYTES, check_head, read_path
+from estd.web.head import BODY_AT_MOST_BYTES, check_head, make_parser, read_path
 
 
-def message(*headers: tuple[str, str]) -> Any:
+def message(*headers: tuple[str, str], version: HttpVersion = HttpVersion11) -> Any:
     given = CIMultiDictProxy(CIMultiDict(headers))
-    return RawRequestMessage("POST", "/x", HttpVersion11, given, (), False, None, False, False, URL("/x"))
+    return RawRequestMessage("POST", "/x", version, given, (), False, None, False, False, URL("/x"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,37 @@ def test_what_a_head_is_refused_for(headers: tuple[tuple[str, str], ...], code: 
     assert refused.value.code is code
 
 
+@pytest.mark.parametrize(
+    ("version", "headers"),
+    [
+        (HttpVersion10, (("Transfer-Encoding", "chunked"),)),
+        (HttpVersion(0, 9), ()),
+        (HttpVersion(1, 2), ()),
+        (HttpVersion(2, 0), ()),
+    ],
+)
+def test_what_a_version_cannot_say(version: HttpVersion, headers: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(Refused) as refused:
+        check_head(message(*headers, version=version), has_cap=False)
+    assert refused.value.code is Code.MALFORMED_REQUEST
+
+
 def test_what_a_head_may_hold() -> None:
+    check_head(message(("Content-Length", "5"), version=HttpVersion10), has_cap=True)
+    check_head(message(("Transfer-Encoding", "chunked")), has_cap=True)
     check_head(message(("Content-Encoding", "Identity"), ("Content-Length", str(BODY_AT_MOST_BYTES))), has_cap=True)
     check_head(message(("Accept", "a"), ("Accept", "b")), has_cap=True)
     check_head(message(("Content-Length", str(BODY_AT_MOST_BYTES + 1))), has_cap=False)
+
+
+async def test_the_parser_stops_behind_each_request() -> None:
+    parser = make_parser()
+    get = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
+    ((first, _),), _, _ = parser.feed_data(b"".join(get % number for number in range(3)))
+    assert first.path == "/0"
+    for number in (1, 2):
+        parser.message_consumed()
+        ((following, _),), _, _ = parser.feed_data(b"")
+        assert following.path == f"/{number}"
+    parser.message_consumed()
+    assert not parser.feed_data(b"")[0]

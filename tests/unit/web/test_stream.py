@@ -58,6 +58,15 @@ async def test_a_reader_that_does_not_read_closes_the_tap() -> None:
     assert tap.calls == ["pause", "resume"]
 
 
+async def test_whoever_stops_reading_opens_the_tap_again() -> None:
+    tap = Tap()
+    body = BodyStream(tap)
+    body.feed(bytes(HELD_AT_MOST_BYTES + 1))
+    body.leave()
+    body.leave()
+    assert tap.calls == ["pause", "resume"]
+
+
 async def test_what_came_before_a_failure_is_still_read() -> None:
     body = BodyStream(Tap())
     body.feed(b"part")
@@ -180,7 +189,7 @@ async def test_answers_go_out_while_the_body_comes_in() -> None:
     connection.data_received(b"3\r\none\r\n")
     await turns()
     assert wire.written.endswith(b"\r\n\r\n5\r\n<one>\r\n")
-    assert wire.calls == ["request_began", "resume_reading"]
+    assert wire.calls == ["request_began"]
     connection.data_received(b"3\r\ntwo\r\n0\r\n\r\n")
     await turns()
     assert wire.written.endswith(b"3\r\nend\r\n0\r\n\r\n")
@@ -245,6 +254,58 @@ async def test_a_refusal_does_not_wait_for_the_body() -> None:
     await turns()
     assert wire.written.startswith(b"HTTP/1.1 403 ")
     assert b"\r\nConnection: close" in wire.written
+    assert "close" in wire.calls
+
+
+async def test_a_refusal_of_a_whole_body_that_nobody_read_lets_the_next_request_in() -> None:
+    _, connection, wire = connect(Echo())
+    connection.data_received(HEAD.replace(b"/stream/x", b"/stream/no") + b"Content-Length: 70000\r\n\r\n")
+    for _ in range(7):
+        connection.data_received(bytes(10_000))
+    assert wire.calls[-1] == "pause_reading"
+    await turns()
+    assert wire.written.startswith(b"HTTP/1.1 403 ")
+    assert "close" not in wire.calls
+    assert [call for call in wire.calls if "reading" in call] == ["pause_reading", "resume_reading"]
+    connection.data_received(HEAD + b"Content-Length: 2\r\n\r\nhi")
+    await turns()
+    assert b"<hi>" in wire.written
+
+
+async def test_behind_a_streamed_body_little_is_read() -> None:
+    echo = Echo()
+    _, connection, wire = connect(echo)
+    connection.data_received(CHUNKED)
+    await turns()
+    connection.pause_writing()
+    connection.data_received(b"3\r\none\r\n0\r\n\r\n")
+    await turns()
+    assert not echo.ended.is_set()
+    connection.data_received(HEAD + b"Content-Length: 20002\r\n\r\nhi" + bytes(10_000))
+    assert "pause_reading" not in wire.calls
+    connection.data_received(bytes(10_000))
+    assert wire.calls[-1] == "pause_reading"
+    connection.resume_writing()
+    await turns()
+    assert echo.ended.is_set()
+    assert wire.written.partition(b"<one>")[2].count(b"HTTP/1.1 200 OK") == 1
+    assert b"\r\n<hi" in wire.written
+    assert wire.calls.count("resume_reading") == 1
+
+
+@pytest.mark.parametrize("mute", [b"1" + b";x=y" * 12_000, b"0\r\nX-A: " + b"a" * 8000 + b"\r\n"])
+async def test_a_body_of_nothing_but_framing_is_garbled(mute: bytes) -> None:
+    echo = Echo()
+    _, connection, wire = connect(echo)
+    connection.data_received(CHUNKED + b"3\r\none\r\n")
+    await turns()
+    if mute.startswith(b"0"):
+        mute += mute[3:] * 5
+    for at in range(0, len(mute), 1000):
+        connection.data_received(mute[at : at + 1000])
+    await asyncio.wait_for(echo.ended.wait(), 5)
+    await turns()
+    assert not wire.written.endswith(b"0\r\n\r\n")
     assert "close" in wire.calls
 
 
