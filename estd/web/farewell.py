@@ -2,7 +2,7 @@
 
 Closing a socket that still has unread bytes resets it, and the reset may destroy an answer or an alert that the peer has
 not read yet. So only our direction is closed at first; what the peer still sends is read and forgotten, for a bounded
-time. Knows neither TLS nor HTTP.
+time and up to a bounded size. Knows neither TLS nor HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from estd.web.watch import NEVER, Watch
 class Farewell(asyncio.Protocol):
     """Takes over a socket's transport and sees it closed."""
 
-    __slots__ = ("_limits", "_loop", "_observe", "_patience", "_place", "_raw", "_waiting", "_watch", "due")
+    __slots__ = ("_allowed", "_limits", "_loop", "_observe", "_patience", "_place", "_raw", "_waiting", "_watch", "due")
 
     def __init__(self, raw: asyncio.Transport, place: Place, limits: Limits, watch: Watch, observe: Observe) -> None:
         self._raw = raw
@@ -29,6 +29,7 @@ class Farewell(asyncio.Protocol):
         self.due = NEVER
         self._waiting = raw.get_write_buffer_size()
         self._patience = 0.0
+        self._allowed = limits.linger_bytes
 
     def begin(self, *, peer_is_done: bool) -> None:
         """Close our direction; both, where the peer has already said that it is done."""
@@ -52,7 +53,10 @@ class Farewell(asyncio.Protocol):
             raw.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Too late: nobody is left to read it."""
+        """Too late: nobody is left to read it. Whoever sends without end does not listen for our last words either."""
+        self._allowed -= len(data)
+        if self._allowed < 0:
+            self._leave()
 
     def eof_received(self) -> bool:
         """The peer is done as well."""

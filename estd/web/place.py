@@ -28,6 +28,8 @@ class Limits:
     """Within this time the peer takes `write_floor_bytes` of what waits for it, or all of it."""
     linger_seconds: float = 2.0
     """After our close_notify, for the peer to read our last words and close."""
+    linger_bytes: int = 1_048_576
+    """What the peer may still send meanwhile, which is read and forgotten."""
     patience_seconds: float = 2.0
     """With a handshake unfinished, before room may be made at its expense; without a shortage nobody is hurried."""
 

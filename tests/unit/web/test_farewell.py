@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import pytest
+
 from estd.web.farewell import Farewell
 from estd.web.gate import Gate
 from estd.web.place import Limits, Place
@@ -70,6 +72,22 @@ async def test_what_the_peer_still_sends_is_read_and_forgotten() -> None:
     assert await parting.read_all() == b"farewell"
     parting.theirs.close()
     assert await parting.until_gone() < 1
+
+
+async def test_a_peer_that_sends_without_end_is_left() -> None:
+    limits = Limits(linger_seconds=60, linger_bytes=100_000)
+    parting = await Parting.build(limits, b"farewell")
+    parting.farewell.begin(peer_is_done=False)
+    sending = parting.loop.create_task(parting.loop.sock_sendall(parting.theirs, bytes(100_000_000)))
+    await parting.until_gone()
+    with pytest.raises(ConnectionError):
+        await sending
+    assert parting.events == []
+    parting.theirs.close()
+
+
+def test_how_much_is_forgotten() -> None:
+    assert Limits().linger_bytes == 1 << 20
 
 
 async def test_a_peer_that_is_done_is_not_waited_for() -> None:
