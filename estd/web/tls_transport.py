@@ -230,6 +230,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._deadline = NEVER  # until the backlog is gone the write window is the bound
         if not self._outbox.backlog:
             self._end()
+        elif self._raw.is_reading():
+            self._raw.pause_reading()  # nobody is left to read it; the farewell listens for the peer's end
 
     def abort(self) -> None:
         """End the connection now, whatever waits; `connection_lost` follows."""
@@ -326,7 +328,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         held, self._held = self._held, b""
         self.data_received(held)
-        if self._reading and not self._raw.is_reading() and not self._raw.is_closing():
+        if self.is_reading() and not self._raw.is_reading() and not self._raw.is_closing():
             self._raw.resume_reading()
 
     def _bow_out(self) -> None:

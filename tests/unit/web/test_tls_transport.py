@@ -161,6 +161,28 @@ async def test_unread_bytes_do_not_turn_the_answer_into_a_reset() -> None:
         assert await client.receive_all() == b"HTTP/1.1 413 Content Too Large\r\n\r\n"
 
 
+async def test_after_our_close_nothing_is_read_until_the_last_words_are_out() -> None:
+    class Greeter(Recorder):
+        def data_received(self, data: bytes) -> None:
+            take_little(self)
+            self.transport.write(bytes(1_000_000))
+            self.transport.close()
+            self.transport.resume_reading()
+
+    async with run_floor(SERVER, make_inner=Greeter) as floor, await Client.open(floor, buffer=2048) as client:
+        await client.send(b"now")
+        inner = await floor.inner()
+        await floor.until(lambda: inner.transport.is_closing())
+        raw = inner.transport._raw
+        sending = asyncio.create_task(client.send(bytes(100_000)))
+        assert not raw.is_reading()
+        assert len(await client.receive_all()) == 1_000_000
+        await sending
+        await client.say_goodbye()
+        client.close()
+        await floor.until(lambda: inner.lost == [None])
+
+
 async def test_a_peer_that_ignores_our_close_is_left_after_the_linger() -> None:
     limits = Limits(linger_seconds=0.2)
     async with run_floor(SERVER, limits, Recorder) as floor, await Client.open(floor) as client:
