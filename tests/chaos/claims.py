@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -101,24 +101,30 @@ class Report:
 class _Parser(argparse.ArgumentParser):
     """Refuses numbers that would make a run of nothing, whose claims all hold."""
 
+    from_zero: Collection[str] = ()
+
     def parse_args(self, *given: Any, **more: Any) -> Any:
         options = super().parse_args(*given, **more)
         for name, value in vars(options).items():
             if name == "seed" or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if value < 0 or (value == 0 and self.get_default(name) != 0):
+            if value < 0 or (value == 0 and self.get_default(name) != 0 and name not in self.from_zero):
                 self.error(f"--{name.replace('_', '-')}: {value} is too small")
         return options
 
 
-def make_parser(documentation: str, *, seeded: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    documentation: str, *, seeded: bool = True, from_zero: Collection[str] = ()
+) -> argparse.ArgumentParser:
     """The options that every tool has; its documentation is its help.
 
     Args:
         documentation: of the tool's module.
         seeded: whether the tool makes choices that an earlier run's seed repeats.
+        from_zero: numbers that may be 0; others begin above it.
     """
     parser = _Parser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.from_zero = from_zero
     parser.add_argument("--json", type=_writable_file, metavar="FILE", help="write the report here, as JSON")
     if seeded:
         parser.add_argument("--seed", type=int, help="repeat the choices of an earlier run; its report names its seed")

@@ -233,7 +233,7 @@ def describe(report: Report, storm: Storm, started: float, ended: float) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, from_zero=["pause"])
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="how many (100)")
     parser.add_argument(
         "--seconds",

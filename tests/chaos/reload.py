@@ -65,7 +65,7 @@ class Kept:
 
 def main() -> int:
     """See the module."""
-    parser = make_parser(__doc__ or "", seeded=False)
+    parser = make_parser(__doc__ or "", seeded=False, from_zero=["upgrades"])
     parser.add_argument("--n", type=int, default=20, help="reloads by SIGHUP (20)")
     parser.add_argument("--upgrades", type=int, default=2, help="replacements by SIGUSR2 after that (2)")
     parser.add_argument("--rate", type=float, default=100, help="requests a second (100)")
