@@ -1,7 +1,7 @@
 """The ops port: liveness, readiness and metrics over plain HTTP, for the machine's own network only.
 
 ``/healthz`` answers as long as the supervisor turns (a database that is away must not get a server killed), ``/readyz``
-says which part is missing, ``/metrics`` adds up what all workers counted.
+says which part is missing, ``/metrics`` adds up what all workers counted, and tells the same as ``/readyz`` for alerts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from estd.web import metrics
 
 Report = Callable[[], Awaitable[dict[str, str]]]
 
@@ -59,4 +61,6 @@ class OpsServer:
     async def _metrics(self, _request: web.Request) -> web.Response:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
+        metrics.show_missing(await self._report())
+        registry.register(metrics.READY)
         return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")

@@ -12,8 +12,13 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Collection
+from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, values
+
+from estd.errors import Code
+from estd.web.tls_events import Event
 
 if values.ValueClass is not values.MutexValue:
     _PROCESS = os.getpid()
@@ -43,6 +48,15 @@ STEP_SECONDS = Histogram(
 WAITING = Gauge("estd_waiting_requests", "Requests that no group has taken yet", multiprocess_mode="livesum")
 REPEATED = Counter("estd_repeated_answers", "Retries that were answered with the stored certificate")
 AUDIT_LOST = Gauge("estd_audit_events_in_log_only", "Audit events the store never took", multiprocess_mode="livesum")
+READY = Gauge("estd_ready", "Whether a part that enrolling needs is there; the supervisor's alone", ["part"])
+PARTS: Final = ("database", "signers", "workers", "server")
+"""What ``/readyz`` may find missing."""
+
+# A counter that appears with its first event has no increase, and nobody would be told of the first fault.
+for _operation in ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "batch", "unknown"):
+    for _outcome in (Code.INTERNAL, Code.STORE_UNAVAILABLE, Code.SIGNER_UNAVAILABLE, Code.OVERLOADED):
+        REQUESTS.labels(_operation, _outcome.value)
+TLS.labels(Event.EVICTED_INTERNAL.value)
 
 _tls: defaultdict[str, int] = defaultdict(int)
 _turned_away: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -75,6 +89,12 @@ def observe_issuance(what: str, value: float) -> None:
         REPEATED.inc(value)
     else:
         STEP_SECONDS.labels(what.removesuffix("_seconds")).observe(value)
+
+
+def show_missing(missing: Collection[str]) -> None:
+    """Which of the parts are missing, as the supervisor reports it."""
+    for part in PARTS:
+        READY.labels(part).set(part not in missing)
 
 
 def publish() -> None:

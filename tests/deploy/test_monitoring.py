@@ -33,6 +33,7 @@ VALUES = {
     "step": {"prepare", "reserve", "seal", "record"},
     "operation": {"cacerts", "csrattrs", "simpleenroll", "simplereenroll"},
     "job": {"estd"},
+    "part": set(metrics.PARTS),
 }
 
 
@@ -66,12 +67,32 @@ def test_the_alerts_speak_when_they_should(tmp_path: Path) -> None:
     run("promtool", "test", "rules", RULES.with_name("estd-rules.test.yml"), seconds=60)
 
 
-def test_the_test_of_the_alerts_can_fail(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [("> 0.01", "> 0.5"), ("unless", "and"), ("estd_ready) == 0", "estd_ready) == 2")]
+)
+def test_the_test_of_the_alerts_can_fail(tmp_path: Path, old: str, new: str) -> None:
     for path in RULES.parent.glob("estd-rules*.yml"):
         shutil.copy(path, tmp_path)
-    altered = (tmp_path / RULES.name).read_text().replace("> 0.01", "> 0.5")
+    altered = (tmp_path / RULES.name).read_text().replace(old, new)
+    assert altered != RULES.read_text()
     (tmp_path / RULES.name).write_text(altered)
     assert attempt("promtool", "test", "rules", tmp_path / "estd-rules.test.yml", seconds=60).status != 0
+
+
+def test_what_is_counted_once_is_seen_when_it_is_new() -> None:
+    """A counter that appears with its first event has no increase, so a rule that asks for one asks what is new as well."""
+    for expression in read_alerts():
+        for selector in re.findall(r"increase\(([^\[]+)\[", expression):
+            assert f"({selector} unless {selector} offset 10m) or increase(" in re.sub(r"\s+", " ", expression)
+
+
+def test_a_panel_that_divides_shows_nought_where_there_is_none() -> None:
+    """What was never sent away has no series, and a division by or of nothing draws an empty panel."""
+    for panel in read_panels():
+        for target in panel["targets"]:
+            seldom = re.match(r"\(?sum\(rate\(estd_requests_total\{[^}]*outcome=~", target["expr"])
+            if panel["type"] == "stat" and seldom:
+                assert "or vector(0)" in target["expr"], panel["title"]
 
 
 def test_every_question_of_the_dashboard_is_understood(tmp_path: Path) -> None:
@@ -97,6 +118,12 @@ def test_every_metric_is_really_exported(live: Live, tmp_path: Path) -> None:
         time.sleep(0.1)
     assert asked - exported == set()
     assert {name.removesuffix("_total") for name in SELDOM} <= set(DEFINED)
+    # Nothing of the kind has happened, and it can be seen that it has not.
+    text = live.ops("/metrics")
+    assert 'estd_requests_total{operation="simpleenroll",outcome="internal-error"} 0.0' in text
+    assert 'estd_tls_total{event="evicted-internal"} 0.0' in text
+    parts = set(re.findall(r'^estd_ready\{part="(\w+)"\} 1\.0$', text, re.MULTILINE))
+    assert parts == set(metrics.PARTS)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

@@ -12,7 +12,9 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from estd.est.operations import ROUTES
 from estd.web import metrics
+from estd.web.tls_events import Event
 
 DOCS = Path(__file__).parents[3] / "docs" / "operations.md"
 WORKER = """
@@ -39,7 +41,7 @@ def test_names_and_labels() -> None:
     assert set(families) == {
         *("estd_requests", "estd_request_seconds", "estd_tolerances", "estd_tls", "estd_connections"),
         *("estd_group_size", "estd_issuance_step_seconds", "estd_waiting_requests", "estd_repeated_answers"),
-        *("estd_audit_events_in_log_only", "estd_turned_away"),
+        *("estd_audit_events_in_log_only", "estd_turned_away", "estd_ready"),
     }
 
 
@@ -94,6 +96,34 @@ def test_what_was_counted_is_shown_once_it_is_published() -> None:
     # As `observe` has it: an upper bound belongs to its bucket.
     assert value("estd_request_seconds_bucket", le="0.01", **seconds) == before[1] + 3
     assert value("estd_request_seconds_bucket", le="+Inf", **seconds) == value("estd_request_seconds_count", **seconds)
+
+
+def test_what_alerts_count_is_there_from_the_start(tmp_path: Path) -> None:
+    """`increase` and `rate` see nothing of the first step of a series that appears with it."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import estd.web.metrics"], env=environment, check=True, timeout=60)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]  # it has none
+    for operation in (*(route.operation for route in ROUTES), "unknown"):
+        for outcome in ("internal-error", "store-unavailable", "signer-unavailable", "overloaded"):
+            labels = {"operation": operation, "outcome": outcome}
+            assert registry.get_sample_value("estd_requests_total", labels) == 0
+    assert registry.get_sample_value("estd_tls_total", {"event": str(Event.EVICTED_INTERNAL)}) == 0
+
+
+def test_readiness_is_told_by_part_and_by_the_supervisor_alone(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(metrics.READY)
+    metrics.show_missing({"database": "it does not answer"})
+    shown = {part: registry.get_sample_value("estd_ready", {"part": part}) for part in metrics.PARTS}
+    assert shown == {"database": 0, "signers": 1, "workers": 1, "server": 1}
+    metrics.show_missing({})
+    assert {registry.get_sample_value("estd_ready", {"part": part}) for part in metrics.PARTS} == {1}
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import estd.web.metrics"], env=environment, check=True, timeout=60)
+    workers = CollectorRegistry()
+    MultiProcessCollector(workers, path=str(tmp_path))  # type: ignore[no-untyped-call]  # it has none
+    assert "estd_ready" not in generate_latest(workers).decode()
 
 
 def test_processes_add_up_and_a_dead_ones_counters_stay(tmp_path: Path) -> None:
