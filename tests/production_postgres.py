@@ -1,7 +1,8 @@
-"""A PostgreSQL as ``deploy/postgresql`` sets one up: its settings, its pg_hba.conf, its roles; from the wheel's programs.
+"""A PostgreSQL as ``deploy/postgresql`` sets one up: its settings, its pg_hba.conf, its roles; from the wheel's programs,
+or from the system's.
 
-What differs from production: it listens on loopback, without TLS (the wheel's PostgreSQL is built without it), and the
-superuser comes in by its private socket without being asked who it is.
+What differs from production: it listens on loopback; the wheel's is without TLS, for which it is not built; and the
+superuser, known to the kernel by its socket as in production, may have another name among the system's users.
 """
 
 from __future__ import annotations
@@ -16,52 +17,77 @@ import subprocess
 import time
 from pathlib import Path
 
-from estd.store.launcher import find_binaries, find_launcher
+from estd.store.launcher import Launcher, find_account, find_binaries, find_launcher
 from estd.store.private import VERSION
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "postgresql"
-ROLES = ("estd_owner", "estd", "estd_admin", "estd_auditor")
+ROLES = ("estd_owner", "estd", "estd_admin", "estd_auditor", "estd_standby")
+SETTINGS = "/etc/estd"
 
 
 class ProductionPostgres:
-    """One server in `folder`, which others may enter and which is on a path short enough for a socket."""
+    """One server in `folder`, which others may enter and which is on a path short enough for a socket.
 
-    def __init__(self, folder: Path) -> None:
+    With `system`, a directory of PostgreSQL's programs, it is one that knows TLS.
+    """
+
+    def __init__(self, folder: Path, system: Path | None = None) -> None:
         self.folder = folder
+        self.has_tls = system is not None
+        self.settings = folder / "etc"
         self.data = folder / "data"
         self.archive = folder / "archive"
         self.sockets = folder / "socket"
-        self.binaries = find_binaries(VERSION)
-        self.launcher = find_launcher(self.data, self.binaries)
+        self.binaries = find_binaries(VERSION) if system is None else system
+        own = find_launcher if system is None else lambda data, _: Launcher(find_account(data))
+        self.launcher = own(self.data, self.binaries)
         self.passwords = {role: secrets.token_urlsafe(16) for role in ROLES}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        for directory in (self.archive, self.sockets):
+        for directory in (self.archive, self.sockets, self.settings):
             self.launcher.own_directory(directory)
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder / "postgresql.log"
 
     def create(self) -> None:
         """Make the cluster, start it, and set up roles and database."""
-        self.launcher.own_directory(self.data)
-        self.run("initdb", "-D", str(self.data), "-U", "postgres", "--auth=trust", "--data-checksums", "-E", "UTF8")
+        self.initialise()
         self.configure()
         self.start()
         self.psql("postgres", "-f", str(SHIPPED / "roles.sql"))
+        self.give_passwords()
+
+    def initialise(self, made: str = "") -> None:
+        """Make the cluster, which reads the shipped settings last; `made` is what its maker would have written."""
+        self.launcher.own_directory(self.data)
+        self.run("initdb", "-D", str(self.data), "-U", "postgres", "--data-checksums", "-E", "UTF8")
+        own = (self.data / "postgresql.conf").read_text(encoding="utf-8")
+        self.give("postgresql.conf", f"{own}\n{made}\n{self.adapt('include ' + repr(f'{SETTINGS}/estd.conf'))}\n")
+
+    def give_passwords(self) -> None:
+        """What an operator types at psql's prompt."""
         for role, password in self.passwords.items():
             self.psql("postgres", "-c", f"ALTER ROLE {role} PASSWORD '{password}'")
 
+    def adapt(self, text: str) -> str:
+        """With places of this machine."""
+        return text.replace("/var/lib/estd-archive", str(self.archive)).replace(SETTINGS, str(self.settings))
+
     def configure(self, more: str = "") -> None:
         """Put the shipped files where PostgreSQL reads them, with places of this machine in them."""
-        conf = (SHIPPED / "estd.conf").read_text(encoding="utf-8").replace("/var/lib/estd-archive", str(self.archive))
-        conf += (
-            f"\nport = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.sockets}'\n{more}"
-        )
+        conf = self.adapt((SHIPPED / "estd.conf").read_text(encoding="utf-8"))
         hba = (SHIPPED / "pg_hba.conf").read_text(encoding="utf-8").replace("192.0.2.0/28", "127.0.0.1/32")
-        hba = re.sub(r"^hostssl ", "host ", hba, flags=re.MULTILINE).replace("peer", "trust")
-        self.give("postgresql.auto.conf", conf)
-        self.give("pg_hba.conf", f"{hba}local replication postgres trust\n")
+        if not self.has_tls:
+            conf = re.sub(r"^ssl.*\n", "", conf, flags=re.MULTILINE)
+            hba = re.sub(r"^hostssl ", "host ", hba, flags=re.MULTILINE)
+        self.give("../etc/estd.conf", conf)
+        self.give("../etc/pg_hba.conf", hba.replace("peer", "peer map=here"))
+        self.give("pg_ident.conf", f"here {self.launcher.account.name} postgres\n")
+        own = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.sockets}
+        own |= {"ident_file": self.data / "pg_ident.conf"}
+        text = "".join(f"{name} = '{value}'\n" for name, value in own.items())
+        self.give("postgresql.auto.conf", f"{text}{more}")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

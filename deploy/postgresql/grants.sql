@@ -1,5 +1,6 @@
--- Rights on the tables, as estd_owner, after each migration: psql -v ON_ERROR_STOP=1 -d estd -f grants.sql
+-- Rights on the tables, after each migration: runuser -u postgres -- psql -v ON_ERROR_STOP=1 -d estd < grants.sql
 -- Everybody reads (the defaults in roles.sql); here is who writes what. Nobody may UPDATE or DELETE history.
+SET ROLE estd_owner; -- whose tables they are; the superuser needs no way in for it
 
 -- The running servers: an issuance and its traces.
 GRANT INSERT, UPDATE ON intent TO estd;

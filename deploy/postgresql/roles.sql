@@ -1,10 +1,11 @@
--- Roles and database, once, as superuser: psql -v ON_ERROR_STOP=1 -f roles.sql
+-- Roles and database, once, as superuser: runuser -u postgres -- psql -v ON_ERROR_STOP=1 < roles.sql
 -- Then give those that log in a password: \password estd_owner, and so on (stored as SCRAM, never typed into a file).
 --
 --   estd_owner    owns the schema; only migrations need it, at a first start and at an upgrade
 --   estd          the running servers: issues and records, changes no rule, makes no issuer, removes no history
 --   estd_admin    an operator's commands: apply, code, inventory, cert revoke
 --   estd_auditor  reads everything and writes nothing: audit verify, a dump
+--   estd_standby  a standby that follows; without one it needs no password, and cannot log in
 --
 -- What that buys: whoever takes a web worker over has the database URL of `estd`. With it he can ask for certificates, which
 -- he could anyway, but write no ecosystem for the signers to load, no enrollment code, no revocation; and since `estd` does
@@ -14,6 +15,7 @@ CREATE ROLE estd_owner LOGIN CONNECTION LIMIT 4;
 CREATE ROLE estd LOGIN;
 CREATE ROLE estd_admin LOGIN CONNECTION LIMIT 16;
 CREATE ROLE estd_auditor LOGIN CONNECTION LIMIT 8;
+CREATE ROLE estd_standby LOGIN REPLICATION CONNECTION LIMIT 4;
 
 CREATE DATABASE estd OWNER estd_owner TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C';
 REVOKE ALL ON DATABASE estd FROM PUBLIC;

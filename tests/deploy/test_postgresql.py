@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
+from patience import wait_until
 from production_postgres import SHIPPED
 from production_site import ECOSYSTEM, Site
 
@@ -44,8 +46,12 @@ def test_every_setting_is_known_and_in_force(site: Site) -> None:
     faults = site.postgres.psql("postgres", "-c", "SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL")
     assert faults == ""
     shipped = dict(re.findall(r"^([a-z_]+) = (.+)$", (SHIPPED / "estd.conf").read_text(), re.MULTILINE))
+    assert shipped["ssl"] == "on"
+    assert shipped["listen_addresses"] == "'*'"
     for name, value in shipped.items():
-        wanted = value.strip("'").replace("/var/lib/estd-archive", str(site.postgres.archive))
+        if name.startswith("ssl") or name == "listen_addresses":
+            continue  # the wheel's has no TLS and listens on loopback; see test_postgresql_tls.py
+        wanted = site.postgres.adapt(value.strip("'"))
         if name.startswith("tcp_"):  # of a connection, and a Unix socket has none of it
             shown = site.postgres.psql("estd", "-c", f"SHOW {name}", role="estd_auditor").strip()
         else:
@@ -59,6 +65,65 @@ def test_every_rule_of_access_is_understood(site: Site) -> None:
     assert [row for row in rows.splitlines() if not row.endswith("|")] == []
     shipped = (SHIPPED / "pg_hba.conf").read_text()
     assert not re.search(r"^host\s|^hostnossl|trust|md5", shipped, re.MULTILINE), "over TLS, by SCRAM"
+
+
+def test_base_backups_are_let_in(site: Site) -> None:
+    """The superuser's by its socket, as docs/backup.md takes it, and a standby's by its role."""
+    postgres = site.postgres
+    options = ("--checkpoint=fast", "--wal-method=stream", "-p", str(postgres.port))
+    for name, host, role in (("base", str(postgres.sockets), "postgres"), ("standby", "127.0.0.1", "estd_standby")):
+        place = ("-h", host, "-U", role)
+        target = site.folder / name
+        postgres.launcher.own_directory(target)
+        postgres.run("pg_basebackup", "-D", str(target), *options, *place, password=postgres.passwords.get(role))
+        assert (target / "backup_manifest").exists()
+
+
+def test_every_role_that_is_let_in_exists(site: Site) -> None:
+    lines = [line.split() for line in (SHIPPED / "pg_hba.conf").read_text().splitlines() if line[:1].isalpha()]
+    roles = site.postgres.psql("postgres", "-c", "SELECT rolname, rolreplication FROM pg_roles").split()
+    existing = dict(row.split("|") for row in roles)
+    assert {line[2] for line in lines} <= set(existing)
+    assert {name for name, may in existing.items() if may == "t"} == {line[2] for line in lines if line[1] == "replication"}
+
+
+def archive(folder: Path, source: Path) -> int:
+    """The shipped command's exit status, as PostgreSQL gives it."""
+    found = re.search(r"^archive_command = '(.+)'$", (SHIPPED / "estd.conf").read_text(), re.MULTILINE)
+    assert found is not None
+    command = found[1].replace("/var/lib/estd-archive", str(folder))
+    command = command.replace("%p", source.name).replace("%f", source.name)
+    return subprocess.run(["/bin/sh", "-c", command], cwd=source.parent, check=False).returncode
+
+
+def test_a_segment_may_be_archived_again_and_no_other_in_its_place(tmp_path: Path) -> None:
+    """PostgreSQL asks again when it crashed before it noted that a segment is archived."""
+    source, folder = tmp_path / "00000001000000000000000A", tmp_path / "archive"
+    source.write_bytes(b"wal" * 1000)
+    assert archive(folder, source) != 0, "there is no archive"
+    folder.mkdir()
+    (folder / f"{source.name}.part").write_bytes(b"half of another crash")
+    assert archive(folder, source) == 0
+    assert archive(folder, source) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {source.name: source.read_bytes()}
+    source.write_bytes(b"other" * 600)
+    assert archive(folder, source) != 0
+    assert (folder / source.name).read_bytes() == b"wal" * 1000
+
+
+def test_archiving_goes_on_after_a_crash_between_the_copy_and_its_note(site: Site) -> None:
+    postgres = site.postgres
+    archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+    switched = postgres.psql("postgres", "-c", "SELECT pg_walfile_name(pg_switch_wal())").strip()
+    done = postgres.data / "pg_wal" / "archive_status" / f"{switched}.done"
+    wait_until(done.exists, 60, postgres.log.read_text)
+    postgres.stop(kill=True)
+    done.rename(done.with_suffix(".ready"))
+    postgres.start()
+    wait_until(lambda: not done.with_suffix(".ready").exists(), 60, postgres.log.read_text)
+    after = postgres.psql("postgres", "-c", "SELECT pg_walfile_name(pg_switch_wal())").strip()
+    wait_until(lambda: postgres.psql("postgres", "-c", archived).strip() >= after, 60, postgres.log.read_text)
+    assert "archive command failed" not in postgres.log.read_text()
 
 
 def test_estd_serves_with_no_more_rights_than_these(migrated: Site) -> None:
