@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +15,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from other_users import Interpreter, find_interpreter
 from production_postgres import SHIPPED
 from production_site import ECOSYSTEM, Site
+from transient_units import ROOT, TransientUnit, read_transient_units
 
 from estd.store.migrator import migrate
 
-PAGE = (Path(__file__).parents[2] / "docs" / "backup.md").read_text(encoding="utf-8")
+RUNBOOK = ROOT / "docs" / "backup.md"
+PAGE = RUNBOOK.read_text(encoding="utf-8")
+SIGNER = "daemon"
+"""Who stands for estd-signer where the tests run as root."""
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def test_the_drill(site: Site, wal: str) -> None:
     postgres.launcher.own_directory(base)
     with site.serving():
         before = site.enroll("pump-1")
-        options = shipped("pg_basebackup --pgdata=/srv/backup/base")
+        options = shipped("runuser -u postgres -- pg_basebackup --pgdata=$base")
         place = ["-h", str(postgres.sockets), "-p", str(postgres.port), "-U", "postgres"]
         postgres.run("pg_basebackup", f"--pgdata={base}", *options, *place)
         # Not pg_verifybackup: that of the wheel ends with a segmentation fault, whatever it is asked.
@@ -71,14 +79,15 @@ def test_the_drill(site: Site, wal: str) -> None:
     lost = 0 if wal == "all of it" else 1
     assert count(site) == 3 - lost, "the server's own, and the devices'"
     # Step 4.
-    journal = site.data / "journal"
-    tried = site.estd("estd_admin", "audit", "reconcile", "--dry-run", "--journal", journal)
-    assert tried.returncode == lost, tried.stdout + tried.stderr
-    done = site.estd("estd_admin", "audit", "reconcile", "--journal", journal)
-    assert done.returncode == 0, done.stdout + done.stderr
+    services = Services(site)
+    tried = services.run("reconcile")
+    assert tried.returncode == lost, tried.stdout
+    done = services.run("reconcile", without="--dry-run")
+    assert done.returncode == 0, done.stdout
     # Step 5.
-    verified = site.estd("estd_auditor", "audit", "verify", "--journal", journal)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verified = services.run("verify")
+    assert verified.returncode == 0, verified.stdout
+    services.give_back()
     assert count(site) == 3
     with site.serving():
         for device, pem in zip(("pump-1", "pump-2"), issued, strict=True):
@@ -93,9 +102,69 @@ def test_the_drill(site: Site, wal: str) -> None:
 def test_the_runbook_names_what_is_tested() -> None:
     """The commands above are the page's; the page's estd commands are parsed by ``tests/test_docs.py``."""
     restore = "restore_command = 'cp /var/lib/estd-archive/%f %p'"
-    for part in ("pg_basebackup ", restore, "recovery.signal", "audit reconcile --dry-run"):
+    for part in ("pg_basebackup ", restore, "recovery.signal", "audit reconcile --dry-run", "without `--dry-run`"):
         assert part in PAGE
     assert "/var/lib/estd-archive" in (SHIPPED / "estd.conf").read_text()
+
+
+class Services:
+    """The page's ``systemd-run`` lines without systemd: shipped settings, credentials where it would put them, and the user
+    that owns the journals, which is another one if the tests run as root.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._journal = site.data / "journal"
+        self._user = SIGNER if os.getuid() == 0 else None
+        (site.folder / "python").mkdir()
+        self._python = find_interpreter(site.folder / "python") if self._user else Interpreter(sys.executable)
+        self._give_journals_to(self._user)
+        assert self._journal.stat().st_mode & 0o077 == 0, "nobody else may read it"
+
+    def run(self, command: str, without: str = "") -> subprocess.CompletedProcess[str]:
+        """The first such command of the page."""
+        unit = next(one for one in read_transient_units(RUNBOOK) if command in one.command)
+        credentials = self._load(unit)
+        settings = (ROOT / "deploy" / "systemd" / unit.settings.name).read_text(encoding="utf-8")
+        path = self._site.folder / unit.settings.name
+        path.write_text(settings.replace(f"/run/credentials/{unit.unit}.service", str(credentials)))
+        places = {str(unit.settings): str(path), "/var/lib/estd-signer/journal": str(self._journal)}
+        arguments = [places.get(one, one) for one in unit.command if one != without]
+        given = {"CREDENTIALS_DIRECTORY": str(credentials)}
+        if self._user:
+            status, said = self._python.run(self._user, "-m", "estd", *arguments, env=given)
+            return subprocess.CompletedProcess(arguments, status, said)
+        return subprocess.run(
+            [sys.executable, "-m", "estd", *arguments],
+            env={**os.environ, **given},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def give_back(self) -> None:
+        """The journals to whom runs the server of these tests."""
+        self._give_journals_to("root")
+
+    def _give_journals_to(self, user: str | None) -> None:
+        if self._user and user:
+            for path in (self._journal, *self._journal.iterdir()):
+                shutil.chown(path, user)
+
+    def _load(self, unit: TransientUnit) -> Path:
+        """The credentials of that unit and no others, for its user alone."""
+        url = self._site.postgres.url
+        sealed = {"kek.cred": "5a" * 32, "admin-url.cred": url("estd_admin"), "auditor-url.cred": url("estd_auditor")}
+        directory = self._site.folder / f"{unit.unit}.service"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name, source in unit.credentials.items():
+            (directory / name).write_text(sealed[source.name])
+        if self._user:
+            for path in (directory, *directory.iterdir()):
+                shutil.chown(path, self._user)
+        return directory
 
 
 def count(site: Site) -> int:

@@ -84,7 +84,9 @@ def test_every_role_that_is_let_in_exists(site: Site) -> None:
     roles = site.postgres.psql("postgres", "-c", "SELECT rolname, rolreplication FROM pg_roles").split()
     existing = dict(row.split("|") for row in roles)
     assert {line[2] for line in lines} <= set(existing)
-    assert {name for name, may in existing.items() if may == "t"} == {line[2] for line in lines if line[1] == "replication"}
+    assert {name for name, may in existing.items() if may == "t"} == {
+        line[2] for line in lines if line[1] == "replication"
+    }
 
 
 def archive(folder: Path, source: Path) -> int:

@@ -64,7 +64,7 @@ def test_users_and_directories_can_be_made(tmp_path: Path) -> None:
 
 
 def test_settings_and_units_name_the_same_places(tmp_path: Path) -> None:
-    for name in ("estd.toml", "signer.toml", "admin.toml"):
+    for name in ("estd.toml", "signer.toml", "admin.toml", "owner.toml", "auditor.toml"):
         text = (SYSTEMD / name).read_text(encoding="utf-8")
         url = re.search(r'^url_file = "(.+)"$', text, re.MULTILINE)
         if url is not None:
@@ -75,6 +75,7 @@ def test_settings_and_units_name_the_same_places(tmp_path: Path) -> None:
                 assert credential is not None
                 assert url[1] == f"/run/credentials/estd.service/{credential[1]}"
         (tmp_path / name).write_text(text)
+        read_config(tmp_path / name)
     server, signer, admin = (read_config(tmp_path / name) for name in ("estd.toml", "signer.toml", "admin.toml"))
     assert server.signer_sockets == signer.signer_sockets
     assert [str(path) for path in signer.signer_sockets] == [f"/run/estd-signer/{slot}/socket" for slot in (0, 1)]
@@ -88,6 +89,18 @@ def test_settings_and_units_name_the_same_places(tmp_path: Path) -> None:
         state = re.search(r"^StateDirectory=(.+)$", read(unit), re.MULTILINE)
         assert state is not None
         assert str(config.data_directory) == f"/var/lib/{state[1]}"
+
+
+def test_the_ops_port_can_be_opened_for_who_asks_it_from_elsewhere(tmp_path: Path) -> None:
+    """HAProxy and Prometheus ask over the network; the shipped settings have the line, to be filled in."""
+    text = re.sub(
+        r"^url_file = .*$", 'url = "postgresql://estd@db.example/estd"', read("estd.toml"), flags=re.MULTILINE
+    )
+    (tmp_path / "estd.toml").write_text(re.sub(r"^#(\[ops\]|address)", r"\1", text, flags=re.MULTILINE))
+    address = read_config(tmp_path / "estd.toml").ops_address
+    deploy = SYSTEMD.parent
+    for path, port in (("prometheus/prometheus.yml", ":8081"), ("haproxy/passthrough.cfg", ":8443")):
+        assert f"{address}{port}" in (deploy / path).read_text()
 
 
 def test_a_signer_sees_callers_as_they_are() -> None:
