@@ -52,18 +52,17 @@ class ProductionPostgres:
 
     def create(self) -> None:
         """Make the cluster, start it, and set up roles and database."""
-        self.initialise()
+        self.make_cluster(f"include '{self.settings}/estd.conf'")
         self.configure()
         self.start()
         self.psql("postgres", "-f", str(SHIPPED / "roles.sql"))
         self.give_passwords()
 
-    def initialise(self, made: str = "") -> None:
-        """Make the cluster, which reads the shipped settings last; `made` is what its maker would have written."""
+    def make_cluster(self, own: str) -> None:
+        """Make the cluster; `own` is what its maker adds to the settings."""
         self.launcher.own_directory(self.data)
         self.run("initdb", "-D", str(self.data), "-U", "postgres", "--data-checksums", "-E", "UTF8")
-        own = (self.data / "postgresql.conf").read_text(encoding="utf-8")
-        self.give("postgresql.conf", f"{own}\n{made}\n{self.adapt('include ' + repr(f'{SETTINGS}/estd.conf'))}\n")
+        self.give("postgresql.conf", f"{(self.data / 'postgresql.conf').read_text(encoding='utf-8')}\n{own}\n")
 
     def give_passwords(self) -> None:
         """What an operator types at psql's prompt."""
@@ -84,6 +83,10 @@ class ProductionPostgres:
         self.give("../etc/estd.conf", conf)
         self.give("../etc/pg_hba.conf", hba.replace("peer", "peer map=here"))
         self.give("pg_ident.conf", f"here {self.launcher.account.name} postgres\n")
+        self.place(more)
+
+    def place(self, more: str = "") -> None:
+        """Where it listens, and more settings of the test's own."""
         own = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.sockets}
         own |= {"ident_file": self.data / "pg_ident.conf"}
         text = "".join(f"{name} = '{value}'\n" for name, value in own.items())
@@ -112,6 +115,9 @@ class ProductionPostgres:
 
     def url(self, role: str) -> str:
         """The database, as that role sees it: over TCP, by password."""
+        if self.has_tls:
+            how = f"?sslmode=verify-full&sslrootcert={self.settings}/postgresql.pem"
+            return f"postgresql://{role}:{self.passwords[role]}@localhost:{self.port}/estd{how}"
         return f"postgresql://{role}:{self.passwords[role]}@127.0.0.1:{self.port}/estd"
 
     def psql(self, database: str, *arguments: str, role: str = "postgres") -> str:
