@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from live_server import NORTH, Live, attempt, run
 from prometheus_client.metrics import MetricWrapperBase
 
+from estd.app.ops import OpsServer
 from estd.errors import Code
 from estd.ra.limits import Limit
 from estd.web import metrics
@@ -124,6 +126,25 @@ def test_every_metric_is_really_exported(live: Live, tmp_path: Path) -> None:
     assert 'estd_tls_total{event="evicted-internal"} 0.0' in text
     parts = set(re.findall(r'^estd_ready\{part="(\w+)"\} 1\.0$', text, re.MULTILINE))
     assert parts == set(metrics.PARTS)
+
+
+async def test_metrics_tell_what_readyz_tells(tmp_path: Path) -> None:
+    async def report() -> dict[str, str]:
+        return {"signers": "none is ready"}
+
+    ops = OpsServer(report, tmp_path)
+    port = await ops.start("127.0.0.1", 0)
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = await answer.text()
+    finally:
+        await ops.stop()
+    assert dict(re.findall(r'^estd_ready\{part="(\w+)"\} (\S+)$', text, re.MULTILINE)) == {
+        "database": "1.0",
+        "signers": "0.0",
+        "workers": "1.0",
+        "server": "1.0",
+    }
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
