@@ -113,9 +113,7 @@ class _Parser(argparse.ArgumentParser):
         return options
 
 
-def make_parser(
-    documentation: str, *, seeded: bool = True, from_zero: Collection[str] = ()
-) -> argparse.ArgumentParser:
+def make_parser(documentation: str, *, seeded: bool = True, from_zero: Collection[str] = ()) -> argparse.ArgumentParser:
     """The options that every tool has; its documentation is its help.
 
     Args:
