@@ -1,12 +1,17 @@
-"""Tasks of the supervisor that nobody waits for, so what fails in one is logged when it happens."""
+"""Tasks that nobody waits for: what fails in one is logged when it happens, and one that has to go on for ever does."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Final, NoReturn
+
+from estd.errors import Unavailable
 
 _log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS: Final = 1.0
 
 
 def start_task(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -14,6 +19,31 @@ def start_task(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(_log_fault)
     return task
+
+
+async def keep_doing(
+    task: str, step: Callable[[], Awaitable[object]], pause_seconds: float = _PAUSE_SECONDS
+) -> NoReturn:
+    """Take one step after the other until cancelled, whatever comes of each.
+
+    The step itself waits for its time, or for what it answers to. One that fails is logged, and the next one taken after a
+    pause: a task whose end nobody would notice must not end by a fault that the next round might not meet.
+
+    Args:
+        task: what the log calls it.
+        step: begins a round anew each time; what a failed round leaves undone has to be found by the next one.
+        pause_seconds: after a step that failed.
+    """
+    while True:
+        try:
+            await step()
+        except Unavailable as reason:
+            _log.warning("a standing task failed and goes on", extra={"task": task, "detail": reason.detail})
+        except Exception:  # noqa: BLE001 - whatever it failed with, the rounds that follow are wanted all the same
+            _log.exception("a standing task failed and goes on", extra={"task": task})
+        else:
+            continue
+        await asyncio.sleep(pause_seconds)
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:
