@@ -11,21 +11,23 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from factory import KEK, NOW, make_csr, make_maker, make_name, make_order, make_record, make_rules
 from postgres_fixture import Database
 
 from estd.app.signers import SignerControl
 from estd.audit import Event
+from estd.errors import Broken
 from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order, write_request_key
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
-from estd.store.contract import EcosystemRecord, NewIssuer
+from estd.store.contract import EcosystemRecord, Intent, NewIssuer
 from estd.store.postgres import PostgresStore
 from estd.wire.pkcs10 import read_request
 
@@ -144,3 +146,20 @@ async def record_ecosystem(store: PostgresStore, label: str) -> EcosystemRecord:
 async def closings(database: Database) -> Counter[str | None]:
     """How many intents are closed in each way."""
     return Counter(row["closed"] for row in await database.fetch("SELECT closed FROM intent"))
+
+
+async def reserve_and_die(road: Road, order: Order) -> Intent:
+    """As a worker that is killed right after its intent was committed."""
+    waiting = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
+
+    class Killed(BaseException):
+        pass
+
+    async def die(journal: str, mine: object, unwanted: object) -> None:
+        raise Killed
+
+    waiting._sign = die  # type: ignore[method-assign]  # dies in its place
+    with pytest.raises(Broken, match="issuance failed"):
+        await waiting.enroll(order)
+    intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
+    return next(intent for intent in intents if intent.request_key == order.request_key)

@@ -103,6 +103,10 @@ class Enrollment:
         """Find out what became of an intent that has no result, and record it: see `Settlement.settle`."""
         return await self._settlement.settle(intent)
 
+    async def settle_all(self, intents: Sequence[Intent]) -> list[Intent]:
+        """Settle each of them that can be settled now; those that are left: see `Settlement.settle_all`."""
+        return await self._settlement.settle_all(intents)
+
     # --- groups ----------------------------------------------------------------------------------------------------
 
     async def _join_group(self, order: Order, give_up_at: float) -> bytes:

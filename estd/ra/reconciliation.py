@@ -8,6 +8,7 @@ written again and then settled as any other that has no result: the same bytes a
 * The newest lost request of a key holds the key again. Older ones, and one whose key was given to another certificate
   meanwhile, are recorded beside it: known, revocable, and closed as *orphan*.
 * What cannot be signed again (another key than then, a rule that is gone) ends as an orphan without certificate.
+* One that makes trouble keeps none of the others from being restored; it is reported.
 * Repeating it, or being killed in the middle and repeating it, leads to the same.
 * Nothing is written when the journals are not whole, are older than the database, or are another system's.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +35,15 @@ from cryptography import x509
 from estd.asn1 import der
 from estd.asn1.certificate import Fields, read_fields
 from estd.audit import Event
-from estd.errors import Invalid, Problem, Refused
+from estd.errors import Invalid, Problem, Refused, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.ra.notes import read_note
 from estd.signer.blocks import Block, Entry, Kind, Mark, read_anchor, read_entries, read_mark, write_mark
 from estd.signer.blocks import read_note as read_segment
 from estd.signer.segments import check_journal, read_journal
 from estd.store.contract import Closing, EcosystemRecord, Intent, Outcome, Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Report:
     """Serials among `restored` that do not hold their request key, because a newer certificate does."""
     failed: list[str] = field(default_factory=list)
     """What could not even be recorded, and why."""
+    open: list[str] = field(default_factory=list)
+    """Serials of intents that were begun otherwise and could not be settled now; a server that runs tries again."""
     lost_events: tuple[int, int] | None = None
     """Links of the audit trail that are lost: after the first, up to the second."""
     newest: dict[bytes, bytes] = field(default_factory=dict)
@@ -80,6 +86,7 @@ class Report:
             "orphans": self.orphans,
             "doubles": self.doubles,
             "failed": self.failed,
+            "open": self.open,
             "audit_links_lost": None if self.lost_events is None else list(self.lost_events),
         }
 
@@ -93,6 +100,7 @@ class Report:
             ("older than what holds their request", str(len(self.doubles)) if self.doubles else ""),
             ("orphans", "\n".join(self.orphans)),
             ("not restored", "\n".join(self.failed)),
+            ("still open, left to the server", "\n".join(self.open)),
             ("audit trail lost", lost),
             ("revocations", "not in the journals: repeat those made since then" if self.missing else ""),
         ]
@@ -164,11 +172,19 @@ class Reconciliation:
         await self._read_issuers()
         for blocks in _in_groups(self._blocks()):
             for one in await self._find_lost(blocks, Report()):
-                await self._restore_one(one, report)
+                try:
+                    await self._restore_one(one, report)
+                except Unavailable:
+                    raise  # nor would the next one be
+                except Exception as fault:  # noqa: BLE001 - whatever it is, the others are to be restored
+                    serial = one.entry.serial.hex()
+                    _log.exception("a certificate cannot be restored", extra={"serial": serial, "mark": one.mark})
+                    report.failed.append(f"{serial}: {fault}. Keep database and journals, and report it")
                 self._advance("restored", len(report.restored))
         assert self._enrollment is not None
-        for intent in await self._store.find_open_intents(self._clock() - _SETTLE_AFTER, _SETTLE_AT_ONCE):
-            await self._enrollment.settle(intent)
+        # What another node began may be among them, and is nothing that this database would have to be refused for.
+        begun = await self._store.find_open_intents(self._clock() - _SETTLE_AFTER, _SETTLE_AT_ONCE)
+        report.open = [intent.serial.hex() for intent in await self._enrollment.settle_all(begun)]
         return report
 
     async def record(self, report: Report, user: str) -> None:

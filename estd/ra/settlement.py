@@ -9,13 +9,14 @@ new certificate being made. Promises:
   one that a single-use enrollment code was spent for holds it for ever.
 * A certificate that was revoked is no answer.
 * Nothing is assumed of a store or a signer that does not answer: it is asked again, and then it is an `Unavailable`.
+* The trouble that one intent makes is its own: of many (`Settlement.settle_all`) the others are settled all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -34,6 +35,8 @@ _FOREIGN_JOURNAL_AFTER: Final = timedelta(minutes=15)
 """How long an intent of a journal that nobody here keeps waits for its own node to settle it."""
 _PENDING_POLLS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _RESUME_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.4)
+_SETTLED_AT_ONCE: Final = 16
+"""So that those which wait for a signer or for a commit do not have all others wait."""
 
 
 class StartOver(Exception):
@@ -59,10 +62,47 @@ class Settlement:
         Raises:
             Unavailable: its signer or the store cannot be asked now.
         """
+        return await self._settle(intent, _RESUME_PAUSES)
+
+    async def settle_all(self, intents: Sequence[Intent]) -> list[Intent]:
+        """Settle each of them that can be settled now; those that are left, which the next round may try again.
+
+        Whatever one of them fails with is logged, and is its own trouble. Nobody waits for these, so a signer that does not
+        answer is not waited for; but nothing is given up as an *orphan* in haste.
+        """
+        turns = asyncio.Semaphore(_SETTLED_AT_ONCE)
+        reasons: list[str] = []
+
+        async def settle_one(intent: Intent) -> bool:
+            async with turns:
+                try:
+                    await self._settle(intent, _RESUME_PAUSES if self._is_forlorn(intent) else ())
+                except Unavailable as reason:
+                    reasons.append(reason.detail)
+                    return False
+                except Exception:  # noqa: BLE001 - whatever it is, the others are not to wait for somebody who mends it
+                    _log.exception(
+                        "an open intent cannot be settled",
+                        extra={
+                            "serial": intent.serial.hex(),
+                            "issuer_id": intent.issuer_id,
+                            "device": intent.device,
+                            "remedy": "The others go on. Run estd audit verify, keep database and journals, and report it.",
+                        },
+                    )
+                    return False
+                return True
+
+        settled = await asyncio.gather(*(settle_one(intent) for intent in intents))
+        if reasons:
+            _log.warning("open intents are left for later", extra={"count": len(reasons), "detail": reasons[0]})
+        return [intent for intent, is_settled in zip(intents, settled, strict=True) if not is_settled]
+
+    async def _settle(self, intent: Intent, pauses: Sequence[float]) -> bytes | None:
         try:
-            answer = await self._resume(intent)
+            answer = await self._resume(intent, pauses)
         except Unavailable:
-            if self._signers.knows(intent.journal) or self._clock() - intent.created_at < _FOREIGN_JOURNAL_AFTER:
+            if not self._is_forlorn(intent):
                 raise
             answer = Verdict.UNKNOWN  # its node is gone, and its journal with it
         if isinstance(answer, bytes):
@@ -131,9 +171,18 @@ class Settlement:
         await insist(lambda: self._store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED))
         raise StartOver
 
-    async def _resume(self, intent: Intent) -> bytes | Verdict:
+    def _is_forlorn(self, intent: Intent) -> bool:
+        """Whether nobody here keeps its journal, and whoever does has had the time to settle it.
+
+        A journal that another node keeps, or that left with a signer, cannot be asked from here; and until the intent is
+        closed, the device whose request key it holds gets no certificate.
+        """
+        is_old = self._clock() - intent.created_at >= _FOREIGN_JOURNAL_AFTER
+        return is_old and not self._signers.knows(intent.journal)
+
+    async def _resume(self, intent: Intent, pauses: Sequence[float]) -> bytes | Verdict:
         item = ResumeItem(intent.issuer_id, intent.serial, intent.tbs_sha256)
-        for pause in (*_RESUME_PAUSES, None):
+        for pause in (*pauses, None):
             try:
                 return (await self._signers.resume(intent.journal, [item]))[0]
             except Unavailable:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from one_road import open_road
+from cryptography import x509
+from one_road import open_road, reserve_and_die
 from postgres_fixture import NOW, Database
 
-from estd.errors import Code, Invalid, Unavailable
+from estd.errors import Broken, Code, Invalid, Unavailable
 from estd.ra.reconciliation import Reconciliation, Report
 from estd.store.contract import EnrollmentCode
 
@@ -149,3 +150,46 @@ async def test_another_systems_issuers_are_refused(road: Any, database: Database
     with pytest.raises(Invalid) as caught:
         await work(road).survey()
     assert "none of their issuers" in str(caught.value.problems[0])
+
+
+async def test_what_another_node_began_is_left_to_it(road: Any, database: Database) -> None:
+    certificate = await road.enrollment.enroll(road.order())
+    begun = await reserve_and_die(road, road.order("device-2"))
+    async with database.session() as connection:
+        await connection.execute(
+            "UPDATE intent SET journal = regexp_replace(journal, '^[^.]*', '0badcafe') WHERE serial = $1",
+            begun.serial,
+        )
+    await forget(database, certificate)
+    road.now += timedelta(minutes=2)
+    report = await reconcile(road)
+    assert await road.certificates() == [certificate]
+    assert (len(report.restored), report.failed, report.open) == (1, [], [begun.serial.hex()])
+    assert report.write()["open"] == report.open
+
+
+async def test_one_that_cannot_be_restored_keeps_none_of_the_others(
+    road: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = [await road.enrollment.enroll(road.order(f"device-{number}")) for number in range(3)]
+    serials = [
+        x509.load_der_x509_certificate(one).serial_number.to_bytes(20, "big").lstrip(b"\0") for one in certificates
+    ]
+    await forget(database, *certificates)
+    resume = road.pool.resume
+
+    async def contradict(mark: str, items: Any) -> Any:
+        if items[0].serial == serials[1]:
+            raise Broken("serial has two different certificates")
+        return await resume(mark, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(road.pool, "resume", contradict)
+        report = await reconcile(road)
+    assert report.restored == [serials[0].hex(), serials[2].hex()]
+    (failed,) = report.failed
+    assert failed.startswith(f"{serials[1].hex()}: serial has two different certificates")
+    assert sorted(await road.certificates()) == sorted([certificates[0], certificates[2]])
+    road.now += timedelta(minutes=2)
+    await reconcile(road)
+    assert sorted(await road.certificates()) == sorted(certificates)

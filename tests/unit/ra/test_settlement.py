@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from one_road import EVENT, Road, SignerProcess, closings, open_road
+from one_road import EVENT, Road, SignerProcess, closings, open_road, reserve_and_die
 from postgres_fixture import Database
 
 from estd.asn1 import der
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.ra import settlement
 from estd.ra.enrollment import Enrollment
-from estd.ra.order import Order
 from estd.ra.settlement import Settlement, StartOver, insist
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
@@ -285,23 +284,6 @@ async def test_the_supervisor_settles_what_nobody_asks_for_again(road: Road) -> 
     assert await road.store.find_open_intents(road.now + timedelta(minutes=1), 10) == []
 
 
-async def reserve_and_die(road: Road, order: Order) -> Intent:
-    """As a worker that is killed right after its intent was committed."""
-    waiting = Enrollment(road.store, road.pool, lambda: road.now, lambda _what, _value: None)
-
-    class Killed(BaseException):
-        pass
-
-    async def die(journal: str, mine: object, unwanted: object) -> None:
-        raise Killed
-
-    waiting._sign = die  # type: ignore[method-assign]  # dies in its place
-    with pytest.raises(Broken, match="issuance failed"):
-        await waiting.enroll(order)
-    intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
-    return next(intent for intent in intents if intent.request_key == order.request_key)
-
-
 async def test_an_intent_whose_certificate_nobody_has_starts_over(road: Road) -> None:
     intent = await reserve_and_die(road, road.order())
     with pytest.raises(StartOver):
@@ -335,6 +317,78 @@ async def test_an_intent_of_a_journal_that_is_gone_is_an_orphan_in_the_end(
     road.now += timedelta(seconds=1)
     assert await road.enrollment.settle(intent) is None
     assert await closings(database) == {"orphan": 1}
+
+
+# --- many of them ----------------------------------------------------------------------------------------------------
+
+
+async def leave_to(road: Road, database: Database, node: str, intent: Intent) -> Intent:
+    """The intent as another node would have begun it, in a journal of its own."""
+    async with database.session() as connection:
+        await connection.execute(
+            "UPDATE intent SET journal = $1 WHERE serial = $2",
+            f"{node}.{intent.journal.partition('.')[2]}",
+            intent.serial,
+        )
+    found = await road.store.find_open_intents(road.now + timedelta(hours=1), 10)
+    (changed,) = [one for one in found if one.serial == intent.serial]
+    assert not road.pool.knows(changed.journal)
+    return changed
+
+
+async def record_another(database: Database, intent: Intent, der: bytes) -> None:
+    """Something on record where the intent's own certificate belongs."""
+    async with database.session() as connection:
+        await connection.execute(
+            "INSERT INTO certificate (issuer_id, serial, ecosystem_id, der, not_before, not_after, issued_at)"
+            " VALUES ($1, $2, $3, $4, $5, $5, $5)",
+            intent.issuer_id,
+            intent.serial,
+            intent.ecosystem_id,
+            der,
+            intent.created_at,
+        )
+
+
+async def test_the_trouble_of_one_intent_is_its_own(
+    road: Road, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign, broken, unsigned, signed = [await reserve_and_die(road, road.order(f"device-{n}")) for n in range(4)]
+    foreign = await leave_to(road, database, "0badcafe", foreign)
+    for intent in (broken, signed):
+        (certificate,) = await road.pool.seal(intent.journal, [SealItem(intent.issuer_id, intent.serial)])
+        assert isinstance(certificate, bytes)
+    await record_another(database, broken, b"something else")
+    caplog.clear()
+    assert await road.enrollment.settle_all([foreign, broken, unsigned, signed]) == [foreign, broken]
+    assert sorted(await road.certificates()) == sorted([certificate, b"something else"])
+    assert await closings(database) == {None: 3, "void": 1}
+    told = {record.message: vars(record) for record in caplog.records}
+    assert told["an open intent cannot be settled"]["serial"] == broken.serial.hex()
+    assert told["an open intent cannot be settled"]["exc_info"] is not None
+    assert "estd audit verify" in told["an open intent cannot be settled"]["remedy"]
+    assert told["open intents are left for later"]["count"] == 1
+
+    road.now = foreign.created_at + timedelta(minutes=15)
+    assert await road.enrollment.settle_all([foreign, broken]) == [broken]
+    assert await closings(database) == {None: 2, "void": 1, "orphan": 1}
+
+
+async def test_nobody_is_waited_for_but_before_an_intent_is_given_up(
+    road: Road, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = await leave_to(road, database, "0badcafe", await reserve_and_die(road, road.order()))
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(settlement, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    assert await road.enrollment.settle_all([foreign] * 100) == [foreign] * 100
+    assert pauses == []
+    road.now = foreign.created_at + timedelta(minutes=15)
+    assert await road.enrollment.settle_all([foreign]) == []
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.4]
 
 
 # --- a store whose answers are lost ----------------------------------------------------------------------------------
