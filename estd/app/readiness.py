@@ -1,18 +1,22 @@
 """What keeps devices from enrolling although every process runs: signers that cannot prepare, a database whose disk is full.
 
-Asked every second rather than with each question, so that ``/readyz`` answers at once and a crowd of probes costs nothing.
+Signers and disk are asked every second rather than with each question, so ``/readyz`` has their answer at once. Whether the
+database answers is found out when somebody wants to know, and what was found holds for a second: a crowd of probes costs one
+transaction in that time, and nobody's probe none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from estd.app.signers import SignerControl
-from estd.errors import Broken
+from estd.app.tasks import keep_doing
+from estd.errors import Broken, Unavailable
 
 _EVERY_SECONDS: Final = 1.0
 _ROOM_BYTES: Final = 1024 * 1024
@@ -26,14 +30,22 @@ class Readiness:
         controls: the control channel of each signer, by name; read anew each time.
         is_ready: whether the signer of that name is there and loaded.
         directory: of the private PostgreSQL; None when the database is not ours to watch.
+        check: raises Unavailable when the database does not answer, or must not be used.
     """
 
     def __init__(
-        self, controls: Mapping[str, SignerControl], is_ready: Callable[[str], bool], directory: Path | None
+        self,
+        controls: Mapping[str, SignerControl],
+        is_ready: Callable[[str], bool],
+        directory: Path | None,
+        check: Callable[[], Awaitable[None]],
     ) -> None:
         self._controls = controls
         self._is_ready = is_ready
         self._directory = directory
+        self._check = check
+        self._look: asyncio.Task[str | None] | None = None
+        self._looked_at = 0.0
         self.signers: str | None = None
         """Which signer cannot prepare anything, and why; None while all can that are there to be asked.
 
@@ -44,10 +56,29 @@ class Readiness:
 
     async def watch(self) -> None:
         """Look again and again."""
-        while True:
-            self.signers = await self._ask_signers()
-            self.database = None if self._directory is None else find_full_disk(self._directory)
-            await asyncio.sleep(_EVERY_SECONDS)
+        await keep_doing("readiness", self._watch_once)
+
+    async def ask_database(self) -> str | None:
+        """Why the database cannot be used; None when it can. What others found within the last second is taken."""
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at >= _EVERY_SECONDS):
+            self._look = asyncio.get_running_loop().create_task(self._look_at_database())
+        return await asyncio.shield(self._look)  # the one that is cancelled is not the only one that waits
+
+    async def _watch_once(self) -> None:
+        self.signers = await self._ask_signers()
+        self.database = None if self._directory is None else find_full_disk(self._directory)
+        await asyncio.sleep(_EVERY_SECONDS)
+
+    async def _look_at_database(self) -> str | None:
+        try:
+            await self._check()
+        except Unavailable as reason:
+            return reason.detail
+        except Broken as fault:
+            return str(fault)
+        finally:
+            self._looked_at = time.monotonic()
+        return None
 
     async def _ask_signers(self) -> str | None:
         for name, control in list(self._controls.items()):
