@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from estd.app.tasks import keep_doing
 from estd.errors import Invalid, Unavailable
 from estd.store import migrator
 from estd.store.private import PrivatePostgres
@@ -67,12 +68,18 @@ class Database:
 
     async def watch(self) -> None:
         """Start the private one again whenever it ended; returns at once when the database is not ours to watch."""
-        while self._private is not None:
+        private = self._private
+        if private is None:
+            return
+
+        async def look() -> None:
             await asyncio.sleep(_WATCH_EVERY_SECONDS)
             try:
-                await asyncio.to_thread(self._private.ensure_running)
+                await asyncio.to_thread(private.ensure_running)
             except (Unavailable, Invalid, OSError) as reason:
                 _log.error("the private database could not be started again", extra={"detail": str(reason)})
+
+        await keep_doing("database", look)
 
     async def stop(self) -> None:
         """Leave the private one; it stops unless another process uses it."""

@@ -77,6 +77,10 @@ class SignerLink:
                 if str(fault) != said:
                     said = str(fault)
                     _log.warning("a signer cannot be reached", extra={"child": self.name, "detail": said})
+            except Exception as fault:  # noqa: BLE001 - whatever it is, the signer is looked for until it is back
+                if repr(fault) != said:
+                    said = repr(fault)
+                    _log.exception("a signer cannot be reached", extra={"child": self.name, "detail": said})
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 

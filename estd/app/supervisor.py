@@ -33,7 +33,7 @@ from estd.app.listening import open_listener
 from estd.app.ops import OpsServer
 from estd.app.readiness import Readiness
 from estd.app.signer_crew import SignerCrew
-from estd.app.tasks import start_task
+from estd.app.tasks import keep_doing, start_task
 from estd.app.witness import Witness
 from estd.app.worker import WorkerSettings
 from estd.app.worker_crew import WorkerCrew
@@ -48,7 +48,8 @@ _log = logging.getLogger(__name__)
 
 _SETTLE_EVERY_SECONDS: Final = 30.0
 _SETTLE_AFTER: Final = timedelta(seconds=60)
-_SETTLE_AT_ONCE: Final = 200
+_SETTLE_AT_ONCE: Final = 2_000
+"""Oldest first, so more than what another node that died can have left behind."""
 _RENEW_EVERY_SECONDS: Final = 3600.0
 
 
@@ -111,7 +112,9 @@ class Supervisor:
         self._stack.push_async_callback(self._pool.close)
         self._enrollment = Enrollment(self._store, self._pool, _now, _ignore)
         journals = config.data_directory / "journal"
-        self._readiness = Readiness(self._signers.controls, self._signers.is_ready, self._database.directory)
+        self._readiness = Readiness(
+            self._signers.controls, self._signers.is_ready, self._database.directory, self._store.check
+        )
         self._witness = Witness(self._store, self._pool, self._enrollment, journals, self._signers.controls)
         await self._witness.check()
         await self._renew_certificate()
@@ -122,11 +125,11 @@ class Supervisor:
         await self._store.subscribe(self._notice)
         self._tasks += [
             start_task(self._signers.follow()),
-            start_task(self._settle()),
+            start_task(keep_doing("settle", self._settle)),
             start_task(self._readiness.watch()),
-            start_task(self._renew()),
+            start_task(keep_doing("renew", self._renew)),
             start_task(self._witness.run()),
-            start_task(self._reload_on_demand()),
+            start_task(keep_doing("reload", self._reload_on_demand)),
         ]
         self.ops_port = await self._ops.start(config.ops_address, config.ops_port)
         self._stack.push_async_callback(self._ops.stop)
@@ -183,10 +186,9 @@ class Supervisor:
 
     async def _reload_on_demand(self) -> None:
         """One reload after the other; what is asked for meanwhile is done by one more."""
-        while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            await self.reload()
+        await self._reload_wanted.wait()
+        self._reload_wanted.clear()
+        await self.reload()
 
     # --- another version of the program ------------------------------------------------------------------------------
 
@@ -268,22 +270,21 @@ class Supervisor:
 
     async def _settle(self) -> None:
         """Finish or close intents whose worker died between reserving and recording."""
-        while True:
-            await asyncio.sleep(_SETTLE_EVERY_SECONDS)
-            try:
-                for intent in await self._store.find_open_intents(_now() - _SETTLE_AFTER, _SETTLE_AT_ONCE):
-                    await self._enrollment.settle(intent)
-            except Unavailable as reason:
-                _log.warning("open intents are left for later", extra={"detail": reason.detail})
+        await asyncio.sleep(_SETTLE_EVERY_SECONDS)
+        try:
+            intents = await self._store.find_open_intents(_now() - _SETTLE_AFTER, _SETTLE_AT_ONCE)
+        except Unavailable as reason:
+            _log.warning("open intents are left for later", extra={"detail": reason.detail})
+            return
+        await self._enrollment.settle_all(intents)
 
     async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_EVERY_SECONDS)
-            try:
-                renewed = await self._renew_certificate()
-            except (Broken, Invalid, Unavailable, OSError) as reason:
-                _log.error("the server certificate could not be renewed", extra={"detail": str(reason)})
-                continue
+        await asyncio.sleep(_RENEW_EVERY_SECONDS)
+        try:
+            renewed = await self._renew_certificate()
+        except (Broken, Invalid, Unavailable, OSError) as reason:
+            _log.error("the server certificate could not be renewed", extra={"detail": str(reason)})
+        else:
             if renewed:
                 self._workers.send({"tls_chain": self._chain.decode(), "tls_key": self._key.decode()})
 
@@ -298,14 +299,9 @@ class Supervisor:
     async def _report(self) -> dict[str, str]:
         """What is missing, by part; empty when devices can enroll."""
         missing: dict[str, str] = {}
-        try:
-            await self._store.check()
-        except Unavailable as reason:
-            missing["database"] = reason.detail
-        else:
-            problem = self._witness.problem or self._readiness.database
-            if problem is not None:
-                missing["database"] = problem
+        problem = await self._readiness.ask_database() or self._witness.problem or self._readiness.database
+        if problem is not None:
+            missing["database"] = problem
         if not self._signers.any_ready:
             missing["signers"] = "none is ready"
         elif self._readiness.signers is not None:

@@ -21,9 +21,7 @@ def start_task(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
     return task
 
 
-async def keep_doing(
-    task: str, step: Callable[[], Awaitable[object]], pause_seconds: float = _PAUSE_SECONDS
-) -> NoReturn:
+async def keep_doing(task: str, step: Callable[[], Awaitable[object]], pause_seconds: float | None = None) -> NoReturn:
     """Take one step after the other until cancelled, whatever comes of each.
 
     The step itself waits for its time, or for what it answers to. One that fails is logged, and the next one taken after a
@@ -32,7 +30,7 @@ async def keep_doing(
     Args:
         task: what the log calls it.
         step: begins a round anew each time; what a failed round leaves undone has to be found by the next one.
-        pause_seconds: after a step that failed.
+        pause_seconds: after a step that failed; one second unless something else is said.
     """
     while True:
         try:
@@ -43,7 +41,7 @@ async def keep_doing(
             _log.exception("a standing task failed and goes on", extra={"task": task})
         else:
             continue
-        await asyncio.sleep(pause_seconds)
+        await asyncio.sleep(_PAUSE_SECONDS if pause_seconds is None else pause_seconds)
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from estd.app.reconciling import catch_up, is_behind
 from estd.app.signers import SignerControl
+from estd.app.tasks import keep_doing
 from estd.errors import Broken, Invalid, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.signer.client import SignerPool
@@ -25,6 +26,7 @@ from estd.store.contract import Store
 _log = logging.getLogger(__name__)
 
 _ANCHOR_EVERY_SECONDS: Final = 10.0
+_SOON_SECONDS: Final = 1.0
 
 
 class Witness:
@@ -77,22 +79,27 @@ class Witness:
 
     async def run(self) -> None:
         """Anchor the audit trail now and then, and look at a database that came back."""
-        while True:
-            try:
-                async with asyncio.timeout(_ANCHOR_EVERY_SECONDS):
-                    await self._doubtful.wait()
-            except TimeoutError:
-                await self.anchor()
-                if self.problem is None:
-                    continue
-            self._doubtful.clear()
-            try:
-                await self.check()
-            except (Invalid, Unavailable, Broken) as fault:
-                _log.error("the database could not be reconciled", extra={"detail": str(fault)})
-                if self.problem is None:  # not found out: again, soon
-                    await asyncio.sleep(1.0)
-                    self._doubtful.set()
+        await keep_doing("witness", self._attend)
+
+    async def _attend(self) -> None:
+        try:
+            async with asyncio.timeout(_ANCHOR_EVERY_SECONDS):
+                await self._doubtful.wait()
+        except TimeoutError:
+            await self.anchor()
+            if self.problem is None:
+                return
+        self._doubtful.clear()
+        try:
+            await self.check()
+        except (Invalid, Unavailable, Broken) as fault:
+            _log.error("the database could not be reconciled", extra={"detail": str(fault)})
+            if self.problem is None:  # not found out: again, soon
+                await asyncio.sleep(_SOON_SECONDS)
+                self._doubtful.set()
+        except Exception:
+            self._doubtful.set()  # whatever it failed with, the question is still open
+            raise
 
     async def anchor(self) -> None:
         """Have every signer keep how far the audit trail has come, unless it was told."""

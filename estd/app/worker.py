@@ -20,6 +20,7 @@ import msgspec
 import uvloop
 
 from estd.app.control import Control
+from estd.app.tasks import keep_doing
 from estd.errors import Unavailable
 from estd.logs import set_up_logs
 from estd.web.door import Door
@@ -112,10 +113,12 @@ async def _obey(control: Control, worker: Any) -> float:
 
 
 async def _refresh(worker: Any) -> None:
-    while True:
+    async def show() -> None:
         worker.refresh_gauges()
         await worker.report_limits()
         await asyncio.sleep(_GAUGE_SECONDS)
+
+    await keep_doing("metrics", show)
 
 
 def now_utc() -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -69,3 +70,36 @@ async def test_the_newest_link_goes_into_the_journal_once(road: Any, tmp_path: P
     await road.enrollment.enroll(road.order("device-2"))
     await witness.anchor()
     assert len(anchors(tmp_path / "journal")) == 2
+
+
+class Unexpected:
+    """Stands for a fault of ours somewhere below: fails once, and then is as before."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.calls = 0
+
+    async def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise KeyError("no such thing")
+        return await self._call(*arguments)
+
+
+async def test_a_fault_that_nobody_expected_ends_neither_the_watch_nor_the_question(
+    road: Any, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("estd.app.tasks._PAUSE_SECONDS", 0.0)
+    certificate = await road.enrollment.enroll(road.order())
+    await set_back(database)
+    monkeypatch.setattr(road.store, "find_unintended", Unexpected(road.store.find_unintended))
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", {})
+    running = asyncio.ensure_future(witness.run())
+    witness.notice("resync")
+    async with asyncio.timeout(20):
+        while not running.done() and await road.certificates() != [certificate]:
+            await asyncio.sleep(0.02)
+    assert not running.done()
+    assert await road.certificates() == [certificate]
+    running.cancel()
+    await asyncio.wait({running})
