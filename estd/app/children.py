@@ -1,13 +1,14 @@
 """Child processes of the supervisor: started with inherited descriptors, watched, restarted with a growing pause.
 
-A child that ran for a while before it died is restarted at once; one that dies again and again is given more and more
-time, so that a broken machine is not kept busy with starts. Children end by themselves when their control channel closes,
-so none outlives its supervisor.
+A child that ran for a while before it died is restarted at once; one that dies again and again, or cannot be started at all,
+is given more and more time, so that a broken machine is not kept busy with starts. Children end by themselves when their
+control channel closes, so none outlives its supervisor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -122,11 +123,19 @@ class Child:
         pause = 0.0
         while not self._stopping.is_set():
             started = time.monotonic()
-            await self._run_once()
+            try:
+                await self._run_once()
+                steady = time.monotonic() - started > _STEADY_SECONDS
+            except OSError as fault:
+                self._say_not_started(fault)
+                steady = False
+            except Exception:  # noqa: BLE001 - whatever it is, the slot is to be filled again
+                _log.exception("child could not be kept", extra={"child": self.name, "pid": self.pid})
+                self._end(signal.SIGKILL)
+                steady = False
             self._ready.clear()
             if self._stopping.is_set():
                 return
-            steady = time.monotonic() - started > _STEADY_SECONDS
             pause = 0.0 if steady else min(_LONGEST_PAUSE_SECONDS, pause * 2 + 0.1)
             self.restarts += 1
             _log.warning("child is restarted", extra={"child": self.name, "pause_seconds": pause})
@@ -136,9 +145,33 @@ class Child:
             except TimeoutError:
                 continue
 
+    def _say_not_started(self, fault: OSError) -> None:
+        limits = {
+            errno.EMFILE: "Let the server have more open files: LimitNOFILE= of its service.",
+            errno.ENFILE: "This machine has no open files left: see fs.file-max, and who uses them.",
+            errno.EAGAIN: "Let the server have more processes: TasksMax= of its service, its user's limit.",
+            errno.ENOMEM: "This machine has no memory left: see who uses it.",
+        }
+        _log.error(
+            "child could not be started",
+            extra={"child": self.name, "detail": str(fault), "remedy": limits.get(fault.errno or 0, "")},
+        )
+
     async def _run_once(self) -> None:
+        """Start the process and wait for its end.
+
+        Raises:
+            OSError: it could not be started: no processes, memory or descriptors are left, or the program is gone.
+        """
+        self._process = None
         ours, theirs = socket.socketpair()
-        try:
+        with ours:
+            await self._start(theirs)
+            self._control = ours
+            await self._attend(ours)
+
+    async def _start(self, theirs: socket.socket) -> None:
+        with theirs:
             descriptors = [*self._inherited, theirs.fileno()]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -151,10 +184,10 @@ class Child:
                 # the supervisor alone, and the signers have to outlive the workers.
                 start_new_session=True,
             )
-        finally:
-            theirs.close()
-        self._control = ours
+
+    async def _attend(self, ours: socket.socket) -> None:
         process = self._process
+        assert process is not None
         if self._stopping.is_set():
             self._end(signal.SIGTERM)  # `stop` came while it was being started and could not reach it
         greeting = asyncio.get_running_loop().create_task(self._greet(ours))
@@ -172,7 +205,6 @@ class Child:
         self._ended(process.pid)
         if not self._stopping.is_set():
             _log.warning("child ended", extra={"child": self.name, "pid": process.pid, "status": process.returncode})
-        ours.close()
 
 
 class Adopted:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,89 @@ async def test_a_child_of_a_predecessor_is_stopped_and_forgotten(tmp_path: Path,
         os.kill(process.pid, 0)
     process.wait()  # nothing is left to wait for; Popen only has to know
     await adopted.stop()  # long gone
+
+
+def descriptors() -> set[int]:
+    """Those that this process has open; the one that looks is gone when it is told."""
+    found = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return {number for number in found if Path(f"/proc/self/fd/{number}").exists()}
+
+
+@contextlib.contextmanager
+def descriptors_left(number: int) -> Iterator[None]:
+    """Only so many may be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 10, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3], ids="{}-descriptors-left".format)
+async def test_a_child_that_cannot_be_started_is_started_when_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    slot, controls = child(tmp_path, OBEDIENT)
+    with descriptors_left(left):
+        slot.start()
+        await until(lambda: slot.restarts == 3)
+        assert not slot.ready
+        assert slot.pid is None
+    assert await slot.wait_ready(20)
+    assert len(controls) == 1
+    await slot.stop()
+    told = [vars(record) for record in caplog.records if record.message == "child could not be started"]
+    assert len(told) >= 3
+    assert {(one["child"], one["levelname"]) for one in told} == {("child", "ERROR")}
+    assert all("LimitNOFILE" in one["remedy"] for one in told)
+    pauses = [vars(record)["pause_seconds"] for record in caplog.records if record.message == "child is restarted"]
+    assert pauses[:3] == pytest.approx([0.1, 0.3, 0.7])
+
+
+@pytest.mark.parametrize("left", [0, 2, 3], ids="{}-descriptors-left".format)
+async def test_a_child_that_cannot_be_started_leaves_nothing_open_and_can_be_stopped(tmp_path: Path, left: int) -> None:
+    slot, _ = child(tmp_path, OBEDIENT)
+    before = descriptors()
+    with descriptors_left(left):
+        slot.start()
+        await until(lambda: slot.restarts == 2)
+        async with asyncio.timeout(10):
+            await slot.stop()
+    assert descriptors() == before
+
+
+async def test_a_fault_of_whoever_is_told_of_an_end_does_not_empty_the_slot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(OBEDIENT)
+    ended: list[int] = []
+
+    async def greet(end: socket.socket) -> None:
+        assert await (await Control.open(end)).receive() == {"ready": True}
+
+    def note(pid: int) -> None:
+        ended.append(pid)
+        if len(ended) == 1:
+            raise KeyError(pid)
+
+    slot = Child("child", [str(script)], [], greet, ended=note)
+    slot.start()
+    assert await slot.wait_ready(10)
+    first = slot.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: slot.ready and slot.pid != first)
+    assert ended == [first]
+    assert "child could not be kept" in {record.message for record in caplog.records}
+    await slot.stop()
+    assert len(ended) == 2
