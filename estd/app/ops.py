@@ -11,7 +11,9 @@ from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from estd.app.totals import fold
 
 from estd.web import metrics
 
@@ -45,7 +47,7 @@ class OpsServer:
 
     def forget(self, pid: int) -> None:
         """A worker ended: its gauges count no more, its counters still do."""
-        mark_process_dead(pid, str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
+        fold(self._metrics_directory, pid)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})

@@ -24,6 +24,7 @@ if values.ValueClass is not values.MutexValue:
     _PROCESS = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]  # it has none
 
+_FRACTION = 2**20
 _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _GROUP_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -88,7 +89,7 @@ def observe_issuance(what: str, value: float) -> None:
     elif what == "repeated":
         REPEATED.inc(value)
     else:
-        STEP_SECONDS.labels(what.removesuffix("_seconds")).observe(value)
+        STEP_SECONDS.labels(what.removesuffix("_seconds")).observe(_round(value))
 
 
 def show_missing(missing: Collection[str]) -> None:
@@ -120,4 +121,13 @@ def _observe_all(histogram: Histogram, values: list[float]) -> None:
         counts[bisect_left(histogram._upper_bounds, value)] += 1
     for bucket, count in counts.items():
         histogram._buckets[bucket].inc(count)
-    histogram._sum.inc(sum(values))
+    histogram._sum.inc(_round(sum(values)))
+
+
+def _round(seconds: float) -> float:
+    """To a microsecond or so, as a binary fraction.
+
+    Sums of such numbers are exact for 272 years, so they are the same in whatever order the files of several processes are
+    added up. Another order's rounding could make a sum smaller than it was, which is how a restart looks to Prometheus.
+    """
+    return round(seconds * _FRACTION) / _FRACTION

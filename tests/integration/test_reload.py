@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import fleet
@@ -96,6 +98,23 @@ class Site:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ops_port}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split(" ")[0] == name)
+
+    def counters(self) -> dict[str, float]:
+        """Everything that must never go back, by name and labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ops_port}/metrics", timeout=10) as answer:
+            lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines if re.match(r"\w+_(total|bucket|sum|count)\b", name)}
+
+    def counter_files(self) -> set[str]:
+        """What each scrape has to read."""
+        runtime = Path(next(self.directory.rglob("lock")).read_text())
+        return {path.name for path in (runtime / "metrics").iterdir()}
+
+    def forgotten(self) -> set[str]:
+        """Files of workers that are gone."""
+        living = self.workers()
+        owners = {name: re.search(r"_(\d+)\.", name) for name in self.counter_files()}
+        return {name for name, owner in owners.items() if owner is not None and int(owner[1]) not in living}
 
     def is_open(self) -> bool:
         """Whether somebody still accepts connections."""
@@ -189,13 +208,23 @@ async def find_issued(database: Database) -> list[bytes]:
 
 @pytest.mark.slow
 def test_a_reload_refuses_nobody(site: Site) -> None:
+    """And costs nothing that was counted, nor leaves files behind for each worker that was replaced."""
     traffic = Traffic(site)
+    files: set[int] = set()
+    counted: list[dict[str, float]] = [{}]
     for _ in range(3):
         before = site.workers()
         site.process.send_signal(signal.SIGHUP)
         site.wait_until_gone(before)
         assert site.workers()
+        site.wait_until(lambda: not site.forgotten(), 10)
+        counted.append(site.counters())
+        files.add(len(site.counter_files()))
     traffic.finish()
+    assert len(files) == 1
+    for earlier, later in pairwise(counted):
+        assert {name: value for name, value in earlier.items() if later[name] < value} == {}
+    assert counted[-1]['estd_requests_total{operation="simpleenroll",outcome="ok"}'] > 0
     assert traffic.turned_away == []
     assert traffic.failures == []
     assert traffic.answers
