@@ -101,7 +101,10 @@ class Listener:
 
     async def _wait_for_news(self, connection: Connection) -> bool:
         """Until there is news; False when the connection is dead."""
-        while not self._topics:
+        # The loss is looked for first: news that came in the same turn is told all the same, once there is a new connection.
+        while not connection.is_closed():
+            if self._topics:
+                return True
             try:
                 async with asyncio.timeout(self._ping_seconds):
                     await self._news.wait()
@@ -112,9 +115,7 @@ class Listener:
                 except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError):
                     return False
             self._news.clear()
-            if connection.is_closed():
-                return False
-        return True
+        return False
 
     async def _pass_on(self) -> None:
         topics, self._topics = list(self._topics), {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from database_proxy import DatabaseProxy, database_proxy
+from patience import until
 from postgres_fixture import Database
 
 from estd.store.listener import RESYNC, Listener
@@ -66,6 +68,35 @@ async def test_a_silent_link_is_noticed(pool: Pool, proxy: DatabaseProxy, databa
     assert await asyncio.wait_for(heard.get(), 3) == RESYNC
     await tell(database, "a")
     assert await asyncio.wait_for(heard.get(), 1) == "a"
+    await listener.close()
+
+
+async def test_a_link_that_is_lost_together_with_news_is_noticed_at_once(
+    pool: Pool, proxy: DatabaseProxy, database: Database
+) -> None:
+    heard: list[str] = []
+    lost = asyncio.Event()
+
+    class Watched(Listener):
+        def _lost(self, connection: Any) -> None:
+            super()._lost(connection)
+            lost.set()
+
+    async def follow(topic: str) -> None:
+        if not heard:
+            # While it is at work more news comes, and the link goes; it hears of neither before it is done.
+            await tell(database, "b")
+            await until(lambda: listener._topics)
+            proxy.cut_all()
+            await lost.wait()
+        heard.append(topic)
+
+    listener = Watched(pool, follow, ping_seconds=3600.0)
+    await listener.start()
+    await tell(database, "a")
+    await until(lambda: RESYNC in heard)
+    assert heard[0] == "a"
+    assert sorted(heard[1:]) == ["b", RESYNC]
     await listener.close()
 
 
