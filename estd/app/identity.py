@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtensionOID
 
 from estd.app.apply import apply_document
 from estd.app.files import write_file
 from estd.ca.ecosystem import read_document
 from estd.config import Config
-from estd.errors import Invalid, Problem
-from estd.names import write_san
+from estd.errors import Invalid, Problem, Refused
+from estd.names import same_san, write_san
 from estd.ra.directory import INTERNAL_LABEL
 from estd.ra.enrollment import Enrollment
 from estd.ra.order import Order, write_request_key
@@ -87,10 +94,10 @@ async def ensure_certificate(
     config: Config, store: Store, enrollment: Enrollment, now: datetime
 ) -> tuple[bytes, bytes]:
     """PEM chain and key of the server's certificate; a new one is issued when the present one is missing, is for other
-    names, comes from another root, or has less than a third of its life left.
+    names, comes from another root, does not belong to the present key, or has less than a third of its life left.
 
     Raises:
-        Invalid: the operator's own certificate or key cannot be read.
+        Invalid: the operator's own certificate or key cannot be read, or ``tls.names`` holds what is no name.
         Unavailable: it cannot be issued now.
         OSError: a file cannot be written.
     """
@@ -101,10 +108,10 @@ async def ensure_certificate(
     if config.tls_certificate is not None and config.tls_key is not None:
         return _read_own(config.tls_certificate, config.tls_key)
     chain_path, key_path = directory / "server.pem", directory / "server.key"
-    if _is_good(chain_path, key_path, config, root.certificate, now):
+    san = _write_names(config.tls_names)
+    if _is_good(chain_path, key_path, san, root.certificate, now):
         return chain_path.read_bytes(), key_path.read_bytes()
     key = ec.generate_private_key(ec.SECP256R1())
-    san = write_san(_san_text(name) for name in config.tls_names)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, config.tls_names[0])])
     csr = (
         x509.CertificateSigningRequestBuilder()
@@ -150,6 +157,14 @@ def _read_nothing(path: str) -> bytes:
     raise FileNotFoundError(path)
 
 
+def _write_names(names: Sequence[str]) -> bytes:
+    try:
+        return write_san(_san_text(name) for name in names)
+    except Refused as refused:
+        remedy = "Name the host names and addresses that devices use."
+        raise Invalid([Problem("tls.names", refused.detail, remedy)]) from None
+
+
 def _san_text(name: str) -> str:
     try:
         ip_address(name)
@@ -158,20 +173,31 @@ def _san_text(name: str) -> str:
     return f"ip:{name}"
 
 
-def _is_good(chain_path: Path, key_path: Path, config: Config, root: bytes, now: datetime) -> bool:
+def _is_good(chain_path: Path, key_path: Path, wanted: bytes, root: bytes, now: datetime) -> bool:
+    """Whether this certificate and this key may go on being shown.
+
+    Args:
+        chain_path: of the certificate, PEM.
+        key_path: of the key, PEM.
+        wanted: the value of the subjectAltName extension it would have if it were made now.
+        root: which has to have issued it, DER.
+        now: by the server's clock.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(chain_path.read_bytes())
-        key_path.stat()
-    except (OSError, ValueError):
-        return False
+        key = load_pem_private_key(key_path.read_bytes(), None)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        # Compared as names, not as texts: an address has many spellings, and a host name has upper and lower case.
+        has_names = same_san(names.public_bytes(), wanted)
+        is_pair = key.public_key() == certificate.public_key()
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, Refused):
+        return False  # whatever it is, it was not made here, or not wholly written
     issuer = x509.load_der_x509_certificate(root)
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    has = {str(name) for name in names.get_values_for_type(x509.DNSName)}
-    has |= {str(address) for address in names.get_values_for_type(x509.IPAddress)}
     return (
         certificate.issuer == issuer.subject
-        and has == set(config.tls_names)
+        and has_names
+        and is_pair
         and starts <= now < starts + (ends - starts) * _RENEW_AT
     )
 
