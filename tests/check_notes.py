@@ -34,21 +34,13 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/errors.py": ("unit/est/test_messages.py", "a vocabulary; the test walks every code"),
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
     "estd/app/apply.py": (_LIVE, "applies the ecosystems of the server that is asked there"),
-    "estd/app/identity.py": (_LIVE, "makes the certificate that curl verifies, by name and by address"),
     "estd/app/ops.py": (_LIVE, "its three paths are asked there"),
-    "estd/app/readiness.py": ("chaos/test_diskfull.py", "says there which part's disk is full"),
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
-    "estd/app/signer_link.py": (
-        "deploy/test_signer_apart.py",
-        "finds, loses and finds again signers of another user there",
-    ),
     "estd/app/reconciling.py": (
         "integration/test_reconcile.py",
         "sets the database of a real server back, and brings it up",
     ),
-    "estd/app/supervisor.py": ("chaos/test_killstorm.py", "keeps workers, signers and database alive through kills"),
     "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
-    "estd/app/worker.py": ("chaos/test_killstorm.py", "is killed and started again there"),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
     # Commands as a person types them.
     "estd/cli/__init__.py": ("unit/cli/test_command_line.py", "the tree of commands, walked as a whole"),
