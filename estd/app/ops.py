@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from estd.app.totals import fold
-
 from estd.web import metrics
 
 Report = Callable[[], Awaitable[dict[str, str]]]

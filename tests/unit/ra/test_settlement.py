@@ -15,9 +15,10 @@ from one_road import EVENT, Road, SignerProcess, closings, open_road, reserve_an
 from postgres_fixture import Database
 
 from estd.asn1 import der
-from estd.errors import Broken, Code, Refused, Unavailable
+from estd.errors import Code, Refused, Unavailable
 from estd.ra import settlement
 from estd.ra.enrollment import Enrollment
+from estd.ra.order import Order
 from estd.ra.settlement import Settlement, StartOver, insist
 from estd.signer.client import SignerPool
 from estd.signer.frames import RefusedItem, ResumeItem, SealItem, Verdict
