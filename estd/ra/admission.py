@@ -11,7 +11,6 @@ An `Admitted` is made only by `Admission`; `estd.ra.enrollment` accepts nothing 
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import hashlib
 import hmac
@@ -24,9 +23,9 @@ from cryptography import x509
 
 from estd.asn1.oids import OIDS
 from estd.errors import Code, Refused, Unavailable
-from estd.names import device_name, normalise_device
+from estd.names import EMPTY_NAME, device_name, normalise_device, write_rdns
 from estd.ra.directory import Directory, LiveEcosystem, Place
-from estd.ra.paths import Path, check_window, read_leaf, validate_path, write_own_path
+from estd.ra.paths import Leaf, Path, check_window, read_leaf, validate_path, write_own_path
 from estd.store.contract import Device, EnrollmentCode, Store, StoredCertificate
 from estd.wire.exchange import Peer
 
@@ -193,7 +192,7 @@ class Admission:
             kind="code",
             identity=f"code:{match.code_id}:{device}",
             device=device,
-            subject=_common_name(user.strip()),
+            subject=_common_name(device) if place.profile.subject == "credential" else EMPTY_NAME,
             san=None,
             code=match,
         )
@@ -243,7 +242,7 @@ def _write_credential(path: Path, stored: StoredCertificate | None) -> Credentia
     return Credential(
         kind="anchor" if stored is None else "issued",
         identity="x509:" + hashlib.sha256(leaf.der).hexdigest(),
-        device=device_name(leaf.subject) if stored is None else stored.device,
+        device=_name_device(leaf) if stored is None else stored.device,
         subject=leaf.subject,
         san=leaf.san,
         spki_sha256=leaf.spki_sha256,
@@ -268,7 +267,7 @@ def _read_basic(authorization: str) -> tuple[str, str]:
         raise Refused(Code.CREDENTIAL_INVALID, "only the Basic scheme is understood", "RFC 7030 §3.2.3")
     try:
         text = base64.b64decode(value.strip(), validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # what is no base64, what is no UTF-8, and a header that is not even ASCII
         raise Refused(Code.CREDENTIAL_INVALID, "the Basic credentials are not base64 of UTF-8 text") from None
     user, colon, secret = text.partition(":")
     if not colon:
@@ -292,7 +291,17 @@ def _revoked() -> Refused:
 
 
 def _common_name(device: str) -> bytes:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)]).public_bytes()
+    """The subject of a device that shows a code: its name on record, whatever spelling of it was typed."""
+    return write_rdns([("commonName", device)])
+
+
+def _name_device(leaf: Leaf) -> str:
+    try:
+        return device_name(leaf.subject)
+    except Refused as reason:
+        raise Refused(
+            Code.CERTIFICATE_UNFIT, f"the client certificate names no device: {reason.detail}", reason.clause
+        ) from None
 
 
 def _renews_instead(place: Place, credential: Credential) -> bool:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Final
 
 import msgspec
 from cryptography import x509
@@ -22,6 +23,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from estd.asn1.certificate import read_fields
+from estd.asn1.foreign import Unreadable, read_certificate, read_extensions, reading
 from estd.errors import Code, Refused
 from estd.ra.directory import LiveEcosystem, LiveIssuer
 from estd.wire.exchange import Peer
@@ -66,21 +68,23 @@ def read_leaf(peer: Peer) -> Leaf:
     """
     der = peer.certificates[0]
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        extensions = {extension.oid: extension.value for extension in certificate.extensions}
+        certificate = read_certificate(der)
+        extensions = {extension.oid: extension.value for extension in read_extensions(certificate)}
+        san = extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
         fields = read_fields(der)
-        starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except (ValueError, Refused):
-        raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read") from None
+        with reading():
+            starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            san_der = None if san is None else san.public_bytes()
+    except (Unreadable, Refused):
+        raise Refused(Code.CERTIFICATE_UNFIT, "the client certificate cannot be read", "RFC 5280 §4.1") from None
     _check_purpose(extensions)
-    san = extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
     return Leaf(
         der=der,
         certificate=certificate,
         serial=fields.serial,
         issuer=fields.issuer,
         subject=fields.subject,
-        san=None if san is None else san.public_bytes(),
+        san=san_der,
         spki_sha256=hashlib.sha256(fields.spki).digest(),
         starts=starts,
         ends=ends,
@@ -96,20 +100,19 @@ def validate_path(ecosystem: LiveEcosystem, leaf: Leaf, peer: Peer, now: datetim
     """The path from a leaf to a maker's anchor.
 
     Raises:
-        Refused: CERTIFICATE_UNTRUSTED when there is none.
+        Refused: CERTIFICATE_UNTRUSTED when there is none; CERTIFICATE_UNFIT when what came along is no certificate.
     """
     if ecosystem.policy is None:
         raise _untrusted()
-    starts, ends = leaf.starts, leaf.ends
-    # The path is judged at a time when the leaf is valid; the real time is compared with the whole path's window on
-    # every request, so that "expired" and "unknown maker" are told apart and a kept connection outlives neither.
-    judged = min(max(now, starts), ends)
     try:
-        rest = [x509.load_der_x509_certificate(other) for other in peer.certificates[1:]]
-        chain = _make_verifier(ecosystem.policy, judged).verify(leaf.certificate, rest).chain
-    except (ValueError, verification.VerificationError):
-        raise _untrusted() from None
+        rest = [read_certificate(other) for other in peer.certificates[1:]]
+    except Unreadable:
+        raise Refused(
+            Code.CERTIFICATE_UNFIT, "a certificate that came along with the client's cannot be read", "RFC 5280 §4.1"
+        ) from None
+    chain = _find_chain(ecosystem, leaf, rest, now)
     maker = ecosystem.anchor_names[chain[-1]]
+    starts, ends = leaf.starts, leaf.ends
     for above in chain[1:]:
         since, until = _read_window(above)
         starts, ends = max(starts, since), min(ends, until)
@@ -124,22 +127,92 @@ def check_window(path: Path, now: datetime) -> None:
             device's clock that is wrong.
     """
     if now < path.starts:
+        which = _CLIENTS if path.starts == path.leaf.starts else _ABOVE
         raise Refused(
             Code.CERTIFICATE_NOT_YET_VALID,
-            f"the client certificate is not valid before {path.starts:%Y-%m-%dT%H:%M:%SZ}; here it is "
-            f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            f"{which} is not valid before {path.starts:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
             "RFC 5280 §6.1.3",
         )
     # RFC 8995 §2.6.2: the operator may excuse a maker's expired birth certificates.
     if now > path.ends and not path.ignore_expiry:
+        which = _CLIENTS if path.ends == path.leaf.ends else _ABOVE
         raise Refused(
             Code.CERTIFICATE_EXPIRED,
-            f"the client certificate expired at {path.ends:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
+            f"{which} expired at {path.ends:%Y-%m-%dT%H:%M:%SZ}; here it is {now:%Y-%m-%dT%H:%M:%SZ}",
             "RFC 5280 §6.1.3",
         )
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+_CLIENTS: Final = "the client certificate"
+_ABOVE: Final = "a CA certificate above the client certificate"
+_TIMES_AT_MOST: Final = 8
+"""How often a path is looked for: more certificates than a path may hold need not be counted with."""
+
+
+def _find_chain(
+    ecosystem: LiveEcosystem, leaf: Leaf, rest: list[x509.Certificate], now: datetime
+) -> list[x509.Certificate]:
+    """The leaf's path, leaf first, at a time when all of it is valid: now, or else another such time.
+
+    The real time is compared with the whole path's window on every request (`check_window`), so that "expired" and
+    "unknown maker" are told apart and a kept connection outlives neither.
+
+    Raises:
+        Refused: CERTIFICATE_UNTRUSTED.
+    """
+    assert ecosystem.policy is not None
+    judged = min(max(now, leaf.starts), leaf.ends)
+    try:
+        chain = _verify(ecosystem.policy, leaf, rest, judged)
+        if chain is None:
+            for other in _choose_times(leaf, [*rest, *ecosystem.anchor_names], judged):
+                chain = chain or _verify(ecosystem.policy, leaf, rest, other)
+    except Unreadable:
+        chain = None
+    if chain is None:
+        raise _untrusted()
+    return chain
+
+
+def _verify(
+    policy: verification.PolicyBuilder, leaf: Leaf, rest: list[x509.Certificate], judged: datetime
+) -> list[x509.Certificate] | None:
+    verifier = _make_verifier(policy, judged)
+    try:
+        with reading():
+            return verifier.verify(leaf.certificate, rest).chain
+    except (Unreadable, verification.VerificationError):
+        return None
+
+
+def _choose_times(leaf: Leaf, others: Iterable[x509.Certificate], judged: datetime) -> list[datetime]:
+    """The times besides `judged` at which a path through some of the others might be valid; the latest come first.
+
+    A path that is valid at any time is valid when the last of its certificates begins to be. None are given where the
+    time cannot be why there was no path: a stranger's certificate is looked at once.
+    """
+    above = _find_above(leaf, others)
+    windows = [_read_window(certificate) for certificate in above]
+    if all(starts <= judged <= ends for starts, ends in windows):
+        return []
+    times = {leaf.starts, *(starts for starts, _ in windows if leaf.starts <= starts <= leaf.ends)} - {judged}
+    return sorted(times, key=lambda time: (time > judged, -time.timestamp()))[:_TIMES_AT_MOST]
+
+
+def _find_above(leaf: Leaf, others: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Those of the others that by their names may stand above the leaf."""
+    named: dict[bytes, list[x509.Certificate]] = {}
+    for other in others:
+        named.setdefault(_read_names(other)[0], []).append(other)
+    above: list[x509.Certificate] = []
+    wanted = [leaf.issuer]
+    while wanted:
+        found = named.pop(wanted.pop(), [])
+        above += found
+        wanted += [_read_names(certificate)[1] for certificate in found]
+    return above
 
 
 @functools.lru_cache(maxsize=64)
@@ -151,7 +224,15 @@ def _make_verifier(policy: verification.PolicyBuilder, judged: datetime) -> veri
 @functools.lru_cache(maxsize=256)
 def _read_window(certificate: x509.Certificate) -> tuple[datetime, datetime]:
     """Kept: a fleet has few makers."""
-    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    with reading():
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+@functools.lru_cache(maxsize=256)
+def _read_names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """DER of its subject and of its issuer."""
+    with reading():
+        return certificate.subject.public_bytes(), certificate.issuer.public_bytes()
 
 
 def _untrusted() -> Refused:

@@ -26,6 +26,7 @@ from factory import (
     make_rules,
     unseal_issuer,
 )
+from odd_certificates import ODD_CERTIFICATES, UNFIT_NAMES, make_odd
 
 from estd.audit import Event
 from estd.errors import Code, Refused, Unavailable
@@ -45,6 +46,8 @@ from estd.store.postgres import PostgresStore
 from estd.wire.exchange import Peer
 
 EVENT = Event(NOW, "test", "granted")
+
+FROM_REQUEST = 'subject = "request"\n[[profile.device.subject_attribute]]\ntype = "commonName"\n'
 
 
 class Setting:
@@ -198,6 +201,58 @@ async def test_an_expired_birth_certificate_counts_where_its_maker_is_excused(st
     assert await setting.refusal(make_peer(early.der)) is Code.CERTIFICATE_NOT_YET_VALID
 
 
+EXPIRED = {"starts": NOW - timedelta(days=900), "ends": NOW - timedelta(days=1)}
+
+
+async def set_expired_maker(setting: Setting, *, ignore_expiry: bool) -> None:
+    setting.maker = make_maker(**EXPIRED)
+    record = make_record(make_rules(setting.maker, ignore_expiry=ignore_expiry))
+    setting.directory = Directory([record], [], None)
+
+
+@pytest.mark.parametrize("ignore_expiry", [True, False])
+async def test_the_setting_excuses_the_end_of_the_whole_path(setting: Setting, ignore_expiry: bool) -> None:
+    """IEEE 802.1AR has leaves that never end; what ends is the maker's CA above them."""
+    await set_expired_maker(setting, ignore_expiry=ignore_expiry)
+    middle = make_maker("Line 4", setting.maker, starts=NOW - timedelta(days=800), ends=NOW - timedelta(days=300))
+    born = NOW - timedelta(days=400)
+    paths = [
+        make_peer(make_device(setting.maker, starts=born).der),
+        make_peer(make_device(setting.maker, starts=NOW - timedelta(days=1000)).der),  # its CA certificate was renewed
+        make_peer(make_device(setting.maker, starts=born, ends=NOW - timedelta(days=200)).der),
+        make_peer(make_device(middle, starts=born).der, middle.der),
+        make_peer(make_device(middle, starts=NOW - timedelta(days=1000)).der, middle.der),
+        make_peer(make_device(middle, starts=born).der, make_maker("Unasked").der, middle.der),
+    ]
+    for peer in paths:
+        if ignore_expiry:
+            assert (await setting.admit(peer)).credential.anchor == "maker"
+        else:
+            assert await setting.refusal(peer) is Code.CERTIFICATE_EXPIRED
+
+
+async def test_an_intermediate_that_has_ended_is_excused_like_its_root(store: PostgresStore) -> None:
+    setting = await make_setting(store, ignore_expiry=True)
+    middle = make_maker("Line 4", setting.maker, starts=NOW - timedelta(hours=9), ends=NOW - timedelta(hours=1))
+    peer = make_peer(make_device(middle, starts=NOW - timedelta(hours=8)).der, middle.der)
+    assert (await setting.admit(peer)).credential.anchor == "maker"
+
+
+async def test_what_was_never_valid_together_is_no_path(setting: Setting) -> None:
+    await set_expired_maker(setting, ignore_expiry=True)
+    late = make_device(setting.maker, starts=NOW - timedelta(hours=1))
+    assert await setting.refusal(make_peer(late.der)) is Code.CERTIFICATE_UNTRUSTED
+    forged = make_device(make_maker(**EXPIRED), starts=NOW - timedelta(days=400))
+    assert await setting.refusal(make_peer(forged.der)) is Code.CERTIFICATE_UNTRUSTED
+
+
+async def test_the_beginning_of_a_path_is_never_excused(store: PostgresStore) -> None:
+    setting = await make_setting(store, ignore_expiry=True)
+    middle = make_maker("Line 4", setting.maker, starts=NOW + timedelta(days=1))
+    peer = make_peer(make_device(middle, starts=NOW - timedelta(hours=1)).der, middle.der)
+    assert await setting.refusal(peer) is Code.CERTIFICATE_NOT_YET_VALID
+
+
 async def test_time_is_judged_on_every_request_of_a_kept_connection(setting: Setting) -> None:
     peer = make_peer(make_device(setting.maker, starts=NOW, ends=NOW + timedelta(minutes=5)).der)
     await setting.admit(peer)
@@ -244,6 +299,36 @@ async def test_an_anchor_that_is_taken_away_counts_no_more_on_a_kept_connection(
 
 async def test_a_certificate_that_cannot_be_read_is_refused(setting: Setting) -> None:
     assert await setting.refusal(make_peer(b"\x30\x03\x02\x01\x01")) is Code.CERTIFICATE_UNFIT
+
+
+@pytest.mark.parametrize("what", ODD_CERTIFICATES)
+async def test_an_odd_certificate_is_refused_whoever_signed_it(setting: Setting, what: str) -> None:
+    for issuer in (None, setting.maker):
+        odd = make_peer(ODD_CERTIFICATES[what](issuer))
+        for purpose in (Purpose.ENROLL, Purpose.REENROLL):
+            assert await setting.refusal(odd, purpose=purpose) is Code.CERTIFICATE_UNFIT
+
+
+@pytest.mark.parametrize("what", ODD_CERTIFICATES)
+async def test_an_odd_certificate_that_comes_along_is_no_fault(setting: Setting, what: str) -> None:
+    middle = make_maker("Line 4", setting.maker)
+    leaf = make_device(middle)
+    code = await setting.refusal(make_peer(leaf.der, ODD_CERTIFICATES[what](setting.maker)))
+    assert code is (Code.CERTIFICATE_UNFIT if what.startswith("version") else Code.CERTIFICATE_UNTRUSTED)
+    named_alike = make_odd(setting.maker, name=middle.certificate.subject.public_bytes())
+    assert await setting.refusal(make_peer(leaf.der, named_alike)) is Code.CERTIFICATE_UNTRUSTED
+
+
+@pytest.mark.parametrize("what", UNFIT_NAMES)
+@pytest.mark.parametrize("subject", ["credential", "request"])
+async def test_a_makers_certificate_that_names_no_device_is_unfit(
+    store: PostgresStore, what: str, subject: str
+) -> None:
+    setting = await make_setting(store, FROM_REQUEST if subject == "request" else "")
+    unfit = make_odd(setting.maker, name=UNFIT_NAMES[what])
+    assert await setting.refusal(make_peer(unfit)) is Code.CERTIFICATE_UNFIT
+    stranger = make_odd(name=UNFIT_NAMES[what])
+    assert await setting.refusal(make_peer(stranger)) is Code.CERTIFICATE_UNTRUSTED
 
 
 async def test_an_ed25519_birth_certificate_is_as_good_as_any(setting: Setting) -> None:
@@ -399,6 +484,27 @@ async def test_a_devices_name_is_normalised_once(setting: Setting, user: str) ->
     assert admitted.credential.device == "pump-7"
 
 
+@pytest.mark.parametrize(("device", "user"), [("c-4", " C-4 "), ("strasse 9", "Straße 9"), ("strasse 9", "STRASSE 9")])
+async def test_the_name_on_record_is_the_subject_however_it_was_typed(setting: Setting, device: str, user: str) -> None:
+    await add_code(setting, device)
+    admitted = await setting.admit(make_peer(), authorization=basic(user, "ABCDE-12345"))
+    assert admitted.credential.subject == make_name(device).public_bytes()
+
+
+async def test_a_name_too_long_for_a_common_name_is_refused_where_it_would_become_one(store: PostgresStore) -> None:
+    setting = await make_setting(store)
+    for characters in (64, 65, 128):
+        await add_code(setting, "x" * characters)
+    assert (await setting.admit(make_peer(), authorization=basic("x" * 64, "ABCDE-12345"))).credential
+    for characters in (65, 128):
+        authorization = basic("x" * characters, "ABCDE-12345")
+        assert await setting.refusal(make_peer(), authorization=authorization) is Code.SUBJECT_REFUSED
+    record = make_record(make_rules(setting.maker, profile=FROM_REQUEST), setting.record.ecosystem_id, 2)
+    setting.directory = Directory([record], [], None)
+    admitted = await setting.admit(make_peer(), authorization=basic("x" * 128, "ABCDE-12345"))
+    assert admitted.credential.device == "x" * 128
+
+
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -411,6 +517,9 @@ async def test_a_devices_name_is_normalised_once(setting: Setting, user: str) ->
         basic("pump-7", "ABCDE-12345 "),
         basic("pump-7", "*"),
         "Basic !!!",
+        "Basic \xe9",
+        "Basic \udcff\udcfe",
+        basic("pump-7", "ABCDE-12345") + "\udcff",
         "Basic " + base64.b64encode(b"no colon").decode(),
         "Basic " + base64.b64encode(b"\xff\xfe:x").decode(),
         "Bearer abc",
