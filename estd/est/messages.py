@@ -70,6 +70,7 @@ TOLERANCES: Final[Mapping[str, str]] = MappingProxyType(
         "content-type-parameters": "its Content-Type has parameters",
         "raw-der": "its body is DER without base64",
         "pem-armour": "its body is PEM, not plain base64",
+        "trailing-slash": "its path ends with a slash",
     }
 )
 """Every departure from the RFCs that is tolerated, by the name metrics carry."""

@@ -122,6 +122,7 @@ class Est:
         # The directory may be replaced while we wait: one request sees one of them.
         directory = self.directory
         place = directory.find_place(label)
+        self._check_slash(exchange.path, place)
         share = self._quotas.enter(place.ecosystem, exchange.peer)
         try:
             if not self._turnstile.lets_in(place.ecosystem.ecosystem_id, share.in_hand, self._quotas.in_hand):
@@ -137,6 +138,16 @@ class Est:
             raise share.turn_away(reason.limit) from None
         finally:
             share.leave()
+
+    def _check_slash(self, path: str, place: Place) -> None:
+        """RFC 7030 §3.2.2 writes paths without a slash at the end; some clients put one there."""
+        if not path.endswith("/"):
+            return
+        tolerance = "trailing-slash"
+        if place.profile.strict:
+            detail = f"this profile is strict, and {messages.TOLERANCES[tolerance]}"
+            raise Refused(Code.NOT_STRICT, detail, "RFC 7030 §3.2.2")
+        self._count_tolerance(place.ecosystem.label, tolerance)
 
     # --- operations --------------------------------------------------------------------------------------------------
 
@@ -235,7 +246,7 @@ def _find_route(path: str) -> tuple[str | None, Route]:
         raise Refused(Code.PATH_UNKNOWN, f"EST lives below {ROOT}", "RFC 7030 §3.2.2")
     segments = path[len(root) :].split("/")
     if segments[-1] == "" and len(segments) > 1:
-        segments.pop()  # some clients end the path with a slash
+        segments.pop()  # see `Est._check_slash`
     label = segments[0] if len(segments) == 2 else None
     route = _BY_PLACE.get((root, segments[-1]))
     if len(segments) > 2 or route is None or (label is not None and not _LABEL.match(label)):

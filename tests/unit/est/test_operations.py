@@ -777,9 +777,22 @@ async def check_nowhere(world: World, path: str, operation: str, refusal: Code) 
     assert (trace.intents, trace.certificates, len(trace.events)) == (0, 0, 1)
 
 
-async def test_one_slash_at_the_end_is_put_up_with(world: World) -> None:
+async def test_one_slash_at_the_end_is_put_up_with_and_counted(world: World) -> None:
+    before = world.tolerances[(HOME, "trailing-slash")]
     for label in (f"{HOME}/", ""):
         read_certificate(await world.ask(ENROLL, None, world.born(HOME), path=f"{ROOT}{label}{ENROLL}/"))
+    assert (await world.ask("cacerts", None, Caller("x"), path=f"{ROOT}{HOME}/cacerts/"))[1] == "ok"
+    assert world.tolerances[(HOME, "trailing-slash")] == before + 3
+
+
+async def test_a_strict_profile_puts_up_with_no_slash_at_the_end(demanding: World) -> None:
+    before = dict(demanding.tolerances)
+    for operation in ("cacerts", ENROLL):
+        path = f"{ROOT}{HOME}/{operation}/"
+        _, outcome, reply = await demanding.ask(operation, None, demanding.born(HOME), path=path)
+        assert (outcome, reply.status) == (Code.NOT_STRICT.value, 400)
+    assert demanding.tolerances == before
+    assert (await demanding.ask("cacerts", HOME, Caller("x")))[1] == "ok"
 
 
 async def test_an_operation_that_is_no_label_of_anybody_is_found_at_the_root_only(world: World) -> None:
@@ -863,6 +876,21 @@ async def test_credentials_are_looked_at_before_the_body(world: World) -> None:
         caller = await CALLERS[who](world)
         _, outcome, _ = await world.ask(ENROLL, HOME, caller, body=b"\xff" * 1000)
         assert outcome == code.value
+
+
+@pytest.mark.parametrize("authorization", ["Basic \xe9", "Basic \udcff\udcfe", "\udcff"])
+async def test_a_header_that_is_not_ascii_keeps_no_refusal_out_of_the_trail(world: World, authorization: str) -> None:
+    for operation, label, method, status in (
+        (ENROLL, HOME, None, 401),
+        (REENROLL, HOME, None, 401),
+        ("cacerts", NOWHERE, None, 404),
+        ("cacerts", HOME, "POST", 405),
+    ):
+        mark = await world.mark()
+        _, outcome, reply = await world.ask(operation, label, Caller("x", (), authorization), method=method)
+        assert reply.status == status
+        (event,) = (await world.since(mark)).events
+        assert (event["outcome"], event["code"], event["identity"]) == ("refused", outcome, "")
 
 
 async def test_a_code_where_the_name_belongs_is_not_written_down(world: World) -> None:
