@@ -15,10 +15,11 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estd.asn1.foreign import Unreadable, read_certificate, read_extensions, read_pem_certificates, reading
 from estd.asn1.oids import NAMES
 from estd.asn1.spki import KEY_TYPES, key_type
 from estd.ca.authority import read_subject
@@ -69,9 +70,9 @@ def read_certificates(table: Table, key: str, content: bytes) -> list[x509.Certi
         return []
     try:
         if _PEM.encode() in content:
-            return x509.load_pem_x509_certificates(content)
-        return [x509.load_der_x509_certificate(content)]
-    except ValueError:
+            return read_pem_certificates(content)
+        return [read_certificate(content)]
+    except Unreadable:
         table.complain(key, "holds no certificate that can be read", "Give X.509 certificates in PEM or DER form.")
         return []
 
@@ -83,22 +84,13 @@ def read_anchor(table: Table, key: str, texts: tuple[str, ...], read_file: ReadF
         content = read_content(table, key, text, read_file)
         for certificate in [] if content is None else read_certificates(table, key, content):
             try:
-                if not _is_authority(certificate):
-                    table.complain(
-                        key,
-                        f"{_call(certificate)} is not a CA certificate",
-                        "Name the certificate that signed the devices' certificates, not one of a device.",
-                    )
-                    continue
-                if not isinstance(certificate.public_key(), rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-                    table.complain(
-                        key,
-                        f"{_call(certificate)} has a kind of key that path validation does not know yet",
-                        "Use a maker's CA with an RSA or EC key.",
-                    )
-                    continue
-            except (ValueError, UnsupportedAlgorithm):
+                with reading():
+                    fault = _find_fault(certificate)
+            except Unreadable:
                 table.complain(key, "holds a certificate with unreadable extensions", "Ask the maker for a valid one.")
+                continue
+            if fault is not None:
+                table.complain(key, *fault)
                 continue
             der = certificate.public_bytes(Encoding.DER)
             if der not in anchors:
@@ -136,8 +128,9 @@ def read_import(table: Table, read_file: ReadFile | None) -> tuple[ImportedIssue
 def is_signed_by(child: bytes, parent: bytes) -> bool:
     """Whether that certificate's signature is the parent's (both DER)."""
     try:
-        x509.load_der_x509_certificate(child).verify_directly_issued_by(x509.load_der_x509_certificate(parent))
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        with reading():
+            read_certificate(child).verify_directly_issued_by(read_certificate(parent))
+    except (Unreadable, InvalidSignature):
         return False
     return True
 
@@ -150,25 +143,42 @@ def write_pem(certificate: bytes) -> str:
 # --- private ---------------------------------------------------------------------------------------------------------
 
 
+def _find_fault(certificate: x509.Certificate) -> tuple[str, str] | None:
+    """Why that certificate cannot be an anchor, and what to do."""
+    if not _is_authority(certificate):
+        return (
+            f"{_call(certificate)} is not a CA certificate",
+            "Name the certificate that signed the devices' certificates, not one of a device.",
+        )
+    if not isinstance(certificate.public_key(), rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        return (
+            f"{_call(certificate)} has a kind of key that path validation does not know yet",
+            "Use a maker's CA with an RSA or EC key.",
+        )
+    return None
+
+
 def _check_import(table: Table, certificate: x509.Certificate) -> ImportedIssuer | None:
     try:
-        extensions = certificate.extensions
-        if not _is_authority(certificate):
-            table.complain("certificate", f"{_call(certificate)} is not a CA certificate", "Name a CA's certificate.")
-            return None
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        path_length = extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
-        signs_as = _key_type(certificate)
-        der = certificate.public_bytes(Encoding.DER)
-        subject = read_subject(der)
+        extensions = read_extensions(certificate)
+        with reading():
+            if not _is_authority(certificate):
+                what = f"{_call(certificate)} is not a CA certificate"
+                table.complain("certificate", what, "Name a CA's certificate.")
+                return None
+            usage = extensions.get_extension_for_class(x509.KeyUsage).value
+            extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+            path_length = extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+            signs_as = _key_type(certificate)
+            der = certificate.public_bytes(Encoding.DER)
+            subject = read_subject(der)
     except x509.ExtensionNotFound as missing:
         # RFC 5280 §4.2.1.2 and §4.2.1.3: a conforming CA certificate has both.
         table.complain(
             "certificate", f"has no {NAMES[missing.oid.dotted_string]}", "Have the CA certificate reissued with it."
         )
         return None
-    except (ValueError, UnsupportedAlgorithm, Refused):
+    except (Unreadable, Refused):
         table.complain("certificate", "has extensions or a key that cannot be read", "Give a valid CA certificate.")
         return None
     if not usage.key_cert_sign:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estd.asn1.foreign import Unreadable, read_certificate, reading
 from estd.errors import Refused as FormRefused
 from estd.names import write_serial
 from estd.wire.cms import read_certs_only
@@ -83,10 +84,10 @@ def read_certificates(body: bytes) -> tuple[x509.Certificate, ...]:
         WrongServer: it is not certs-only CMS, or a certificate in it cannot be read.
     """
     try:
-        return tuple(x509.load_der_x509_certificate(der) for der in read_certs_only(read_body(body)))
+        return tuple(read_certificate(der) for der in read_certs_only(read_body(body)))
     except FormRefused as refused:
         raise WrongServer(f"the answer is no list of certificates: {refused.detail}") from None
-    except ValueError:
+    except Unreadable:
         raise WrongServer("the answer holds a certificate that cannot be read") from None
 
 
@@ -109,7 +110,7 @@ def choose_certificate(certificates: Iterable[x509.Certificate], spki: bytes) ->
         WrongServer: none does.
     """
     for certificate in certificates:
-        if certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki:
+        if _holds(certificate, spki):
             return certificate
     raise WrongServer("the certificate that came back is not for the key that was sent")
 
@@ -170,11 +171,20 @@ def read_refusal(body: bytes) -> str:
     return text[:_LONGEST_TEXT]
 
 
+def _holds(certificate: x509.Certificate, spki: bytes) -> bool:
+    try:
+        with reading():
+            return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
+    except Unreadable:
+        return False  # a kind of key that nobody here knows is not ours
+
+
 def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     if issuer.subject != certificate.issuer:
         return False
     try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+        with reading():
+            certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, Unreadable):
         return False
     return True

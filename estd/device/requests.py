@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from estd.asn1 import der
+from estd.asn1.foreign import Unreadable, read_pem_certificates
 from estd.asn1.oids import OIDS
 from estd.asn1.spki import KEY_TYPES
 from estd.errors import Invalid, Problem, Refused
@@ -119,8 +120,8 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         Invalid: missing, or without a certificate.
     """
     try:
-        return x509.load_pem_x509_certificates(_read_file(path))
-    except ValueError:
+        return read_pem_certificates(_read_file(path))
+    except Unreadable:
         raise Invalid([Problem(str(path), "holds no certificate", "Name a PEM file with certificates.")]) from None
 
 

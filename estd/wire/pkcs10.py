@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAl
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from estd.asn1 import der
+from estd.asn1.foreign import Unreadable, reading
 from estd.asn1.oids import OIDS
 from estd.asn1.spki import key_type
 from estd.errors import Broken, Code, Refused
@@ -259,19 +260,14 @@ def _read_request(data: bytes) -> CertificationRequest:
 def _check_other_parser(request: CertificationRequest) -> None:
     """Two parsers, one meaning: `cryptography` re-encodes what it understood, and that must be what we read."""
     try:
-        other = x509.load_der_x509_csr(request.der)
-        agreed = other.tbs_certrequest_bytes == request.info and other.signature == request.signature
-        if request.extensions and agreed:
-            agreed = {one.oid.dotted_string: one.critical for one in other.extensions} == {
-                dotted: extension.critical for dotted, extension in request.extensions.items()
-            }
-    except (
-        ValueError,
-        TypeError,
-        x509.InvalidVersion,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+        with reading():
+            other = x509.load_der_x509_csr(request.der)
+            agreed = other.tbs_certrequest_bytes == request.info and other.signature == request.signature
+            if request.extensions and agreed:
+                agreed = {one.oid.dotted_string: one.critical for one in other.extensions} == {
+                    dotted: extension.critical for dotted, extension in request.extensions.items()
+                }
+    except Unreadable as error:
         raise _malformed(f"a second parser refuses the request: {error}") from None
     if not agreed:
         raise _malformed("two parsers read the request differently")
@@ -425,13 +421,13 @@ _SIGNATURES: dict[bytes, tuple[str, _Verify]] = {
 def _other_signature(request: CertificationRequest) -> tuple[str, _Verify]:
     """RSASSA-PSS (RFC 4055 §3.1), whose parameters have more than one encoding; everything else is refused."""
     try:
-        other = x509.load_der_x509_csr(request.der)
-        dotted = other.signature_algorithm_oid.dotted_string
-        if dotted == OIDS["rsassaPss"]:
-            scheme = other.signature_algorithm_parameters
-            hash_ = _HASHES.get((other.signature_hash_algorithm or SHA256()).name.upper())
-            if isinstance(scheme, padding.PSS) and hash_ is not None:
-                return "rsa", _rsa(hash_, scheme)
-    except (ValueError, UnsupportedAlgorithm):
+        with reading():
+            other = x509.load_der_x509_csr(request.der)
+            dotted = other.signature_algorithm_oid.dotted_string
+            scheme = other.signature_algorithm_parameters if dotted == OIDS["rsassaPss"] else None
+            hash_ = None if scheme is None else _HASHES.get((other.signature_hash_algorithm or SHA256()).name.upper())
+    except Unreadable:
         raise _bad_signature("the signature's algorithm or its parameters are not accepted") from None
+    if isinstance(scheme, padding.PSS) and hash_ is not None:
+        return "rsa", _rsa(hash_, scheme)
     raise _bad_signature(f"signatures by {der.oid_name(dotted)} are not accepted")

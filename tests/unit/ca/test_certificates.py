@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from factory import Party
+from odd_certificates import ODD_CERTIFICATES
 
 from estd.ca.certificates import is_signed_by, read_anchor, read_import, write_pem
 from estd.ca.document import Problems, Table
@@ -145,3 +147,17 @@ def test_who_signed_whom() -> None:
     assert is_signed_by(der, der)
     assert not is_signed_by(forged, der)
     assert not is_signed_by(b"nonsense", der)
+
+
+@pytest.mark.parametrize("what", ODD_CERTIFICATES)
+def test_an_odd_certificate_is_a_problem_with_the_document_and_no_fault(what: str) -> None:
+    odd = ODD_CERTIFICATES[what](Party(ROOT, KEY))
+    given = table(certificates=["odd.cer"])
+    assert read_anchor(given, "certificates", ("odd.cer",), files(**{"odd.cer": odd})) == ()
+    (problem,) = given.problems.found
+    assert "read" in problem.what
+    given = table(certificate="odd.cer")
+    assert read_import(given, files(**{"odd.cer": odd})) == (None, None)
+    (problem,) = given.problems.found
+    assert "read" in problem.what
+    assert is_signed_by(odd, ROOT.public_bytes(Encoding.DER)) is not what.startswith("version")

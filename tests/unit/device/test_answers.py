@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
+from odd_certificates import ODD_CERTIFICATES
 
 from estd.device.answers import (
     WrongServer,
@@ -17,6 +18,7 @@ from estd.device.answers import (
     serial_text,
     write_pem,
 )
+from estd.wire.cms import write_certs_only
 
 NOW = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
 
@@ -55,6 +57,12 @@ def test_a_truncated_answer_is_refused_at_every_byte(tree: Any) -> None:
     for length in range(len(der)):
         with pytest.raises(WrongServer):
             read_certificates(base64.b64encode(der[:length]))
+
+
+@pytest.mark.parametrize("what", ["version 2", "version 5"])
+def test_an_odd_certificate_comes_from_the_wrong_server(what: str) -> None:
+    with pytest.raises(WrongServer, match="cannot be read"):
+        read_certificates(write_certs_only((ODD_CERTIFICATES[what](None),)))
 
 
 def test_the_certificate_must_hold_the_key_that_was_sent(tree: Any) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, paddin
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_certificates import ODD_EXTENSIONS
 
 from estd.asn1 import der
 from estd.asn1.oids import OIDS
@@ -98,6 +99,11 @@ def refusal(data: bytes) -> Refused:
     with pytest.raises(Refused) as refused:
         read_request(data)
     return refused.value
+
+
+@pytest.mark.parametrize("what", ODD_EXTENSIONS)
+def test_an_extension_that_the_second_parser_cannot_read_is_malformed(what: str) -> None:
+    assert refusal(signed(info_of(extension_request(ODD_EXTENSIONS[what])))).code is Code.CSR_MALFORMED
 
 
 def test_everything_a_request_can_say() -> None:
