@@ -89,11 +89,14 @@ def read_config(path: Path) -> Config:
         Invalid: with every problem the file has.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise Invalid([Problem(str(path), f"cannot be read ({error.strerror})", "Name a readable file.")]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Invalid([Problem(str(path), f"is not TOML: {error}", "Mend the line named.")]) from None
+    except RecursionError:
+        remedy = "Write it as docs/operations.md shows."
+        raise Invalid([Problem(str(path), "is nested too deeply to be read", remedy)]) from None
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     for name, value in document.items():

@@ -52,6 +52,8 @@ def set_up_logs(process: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # A library's warning, which what a stranger sent may cause, is a line like any other.
+    logging.captureWarnings(True)
     # asyncio's own complaints and ours are enough; the libraries' chatter is not for operators.
     for name in ("aiohttp.access", "aiohttp.server", "asyncpg"):
         logging.getLogger(name).setLevel(logging.CRITICAL if name == "aiohttp.access" else logging.WARNING)

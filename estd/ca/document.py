@@ -191,6 +191,9 @@ class Table:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.complain(key, f"is {_describe(value)} and must be {wanted}", "Change its value.")
             return None
+        if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+            self.complain(key, "holds a NUL", "Remove it: no name, pattern or file has one.")
+            return None
         return value
 
 

@@ -30,6 +30,8 @@ FORMAT: Final = 1
 
 WRAPS: Final = ("auto", "always", "never")
 LABEL: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+_BYTE_ORDER_MARK: Final = "\ufeff"
+"""Some editors begin a file with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,13 @@ def read_document(text: str, file_name: str, read_file: ReadFile) -> Ecosystem:
         Invalid: with every problem found.
     """
     problems = Problems(file_name)
+    content: dict[str, Any] = {}
     try:
-        content = tomllib.loads(text)
+        content = tomllib.loads(text.removeprefix(_BYTE_ORDER_MARK))
     except tomllib.TOMLDecodeError as error:
         problems.add("", f"is not TOML: {error}", "Mend the line named.")
-        content = {}
+    except RecursionError:
+        problems.add("", "has lists or tables nested too deeply to be read", "Nest them as docs/profiles.md shows.")
     problems.check()
     return _read(content, problems, read_file)
 
@@ -142,7 +146,11 @@ def _read(content: Mapping[str, Any], problems: Problems, read_file: ReadFile | 
     document.number("format", FORMAT, FORMAT, FORMAT)
     head = document.table("ecosystem")
     label = head.text("label")
+    if "label" in head and head.content["label"] == "":
+        head.complain("label", "is empty", _LABEL_REMEDY)
     name = head.text("name", label)
+    if read_file is not None and not name.isprintable():  # what was stored once stays readable
+        head.complain("name", f"{name!r} holds a control or invisible character", "Use characters that print.")
     organization = head.optional_text("organization")
     strict = head.flag("strict", False)
     issuers = read_issuers(document.tables("issuer", "name"), problems, label, organization, read_file)
@@ -210,6 +218,9 @@ def _read_limits(table: Table) -> Limits:
 # --- private: what has to fit together -------------------------------------------------------------------------------
 
 
+_LABEL_REMEDY: Final = "Use up to 63 small letters, digits, dots and hyphens."
+
+
 def _check_labels(ecosystem: Ecosystem, problems: Problems) -> None:
     labels = [("ecosystem.label", ecosystem.label)]
     labels += [
@@ -222,8 +233,8 @@ def _check_labels(ecosystem: Ecosystem, problems: Problems) -> None:
         if label in OPERATION_NAMES:
             # RFC 7030 §3.2.2: the path segment must not equal an operation's name.
             problems.add(path, f"{label!r} is the name of an EST operation", "Choose another label (RFC 7030 §3.2.2).")
-        elif label and LABEL.fullmatch(label) is None:
-            problems.add(path, f"{label!r} is not a label", "Use up to 63 small letters, digits, dots and hyphens.")
+        elif LABEL.fullmatch(label) is None and (label or path != "ecosystem.label"):
+            problems.add(path, f"{label!r} is not a label", _LABEL_REMEDY)
         if label in seen:
             problems.add(path, f"{label!r} is taken", "Give each its own label.")
         seen.add(label)

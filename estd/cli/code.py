@@ -18,11 +18,13 @@ from estd.app.playground import write_codes
 from estd.audit import Event
 from estd.ca.document import DURATION_REMEDY, read_duration
 from estd.ca.ecosystem import load_document
+from estd.ca.profile import Profile
 from estd.cli.loop import run_async
 from estd.cli.options import ecosystem_option, json_option, read_device, server_options
 from estd.cli.output import note, save, write_json, write_table, write_time
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
+from estd.ra.admission import write_code_subject
 from estd.ra.codes import NewCode, make_code
 from estd.store.contract import EcosystemRecord, EnrollmentCode
 
@@ -276,8 +278,9 @@ async def _create(
 ) -> list[NewCode]:
     async with open_store(config) as store:
         record = await get_ecosystem(store, label)
-        _check_profile(record, profile)
+        taking = _check_profile(record, profile)
         made = _make_all(record, names, profile, reusable, expires_at, now)
+        _check_common_names(made, taking)
         if out is not None:
             # On disk before they are stored: on a full disk there would be codes that nobody can tell.
             _write_out(out, [(name, one.secret) for name, one in zip(names, made, strict=True)])
@@ -317,14 +320,32 @@ def _make_all(
     return made
 
 
-def _check_profile(record: EcosystemRecord, profile: str | None) -> None:
-    taking = [one.name for one in load_document(record.document).profiles.values() if "code" in one.enroll]
+def _check_profile(record: EcosystemRecord, profile: str | None) -> list[Profile]:
+    """The profiles that such a code is good for."""
+    profiles = load_document(record.document).profiles.values()
+    taking = {one.name: one for one in profiles if "code" in one.enroll}
     if not taking:
         what = "has no profile that takes codes"
         raise Invalid([Problem(f"ecosystem {record.label!r}", what, 'Add "code" to the enroll list of one.')])
     if profile is not None and profile not in taking:
         where = f"profile {profile!r}"
         raise Invalid([Problem(where, "takes no codes or does not exist", f"Those that do: {', '.join(taking)}.")])
+    return list(taking.values()) if profile is None else [taking[profile]]
+
+
+def _check_common_names(made: Sequence[NewCode], profiles: Sequence[Profile]) -> None:
+    """A code that could never bring a certificate is not made: its device's name becomes the common name."""
+    if any(profile.subject != "credential" for profile in profiles):
+        return
+    problems: list[Problem] = []
+    for one in made:
+        try:
+            write_code_subject(one.row.device)
+        except Refused as refused:
+            remedy = "Give it a shorter name, or let a profile take the subject from elsewhere."
+            problems.append(Problem(f"device {one.row.device!r}", f"cannot be certified: {refused.detail}", remedy))
+    if problems:
+        raise Invalid(problems)
 
 
 def _write_out(out: Path, rows: Sequence[tuple[str, str]]) -> None:

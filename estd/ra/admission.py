@@ -192,7 +192,7 @@ class Admission:
             kind="code",
             identity=f"code:{match.code_id}:{device}",
             device=device,
-            subject=_common_name(device) if place.profile.subject == "credential" else EMPTY_NAME,
+            subject=write_code_subject(device) if place.profile.subject == "credential" else EMPTY_NAME,
             san=None,
             code=match,
         )
@@ -222,6 +222,15 @@ def hash_secret(secret: str) -> bytes:
     (`estd.ra.codes`); a slow hash would only give an attacker a lever on the server's CPU.
     """
     return hashlib.sha256(b"estd enrollment code\x00" + secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def write_code_subject(device: str) -> bytes:
+    """The subject (DER Name) that a code stands for: its device's name on record, however it was typed.
+
+    Raises:
+        Refused: SUBJECT_REFUSED, the name is longer than the 64 characters of a common name.
+    """
+    return write_rdns([("commonName", device)])
 
 
 def read_user(authorization: str | None) -> str | None:
@@ -288,11 +297,6 @@ def _doubt_clock(place: Place, now: datetime) -> None:
 
 def _revoked() -> Refused:
     return Refused(Code.CERTIFICATE_REVOKED, "this certificate was revoked", "RFC 5280 §6.1.3")
-
-
-def _common_name(device: str) -> bytes:
-    """The subject of a device that shows a code: its name on record, whatever spelling of it was typed."""
-    return write_rdns([("commonName", device)])
 
 
 def _name_device(leaf: Leaf) -> str:

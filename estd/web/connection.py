@@ -27,7 +27,7 @@ from aiohttp.http_parser import RawRequestMessage
 from estd.errors import Broken, Code, Refused, Unavailable
 from estd.web import metrics
 from estd.web.answer_stream import AnswerStream
-from estd.web.head import BODY_AT_MOST_BYTES, check_head, make_parser, read_path, too_large
+from estd.web.head import BODY_AT_MOST_BYTES, check_head, make_parser, read_path, say_why, too_large
 from estd.web.response import write_response
 from estd.web.stream import BodyStream
 from estd.wire.exchange import Exchange, Peer, Reply
@@ -175,8 +175,7 @@ class Connection(asyncio.Protocol):
         try:
             messages, _, _ = self._parser.feed_data(data)
         except HttpProcessingError as error:
-            # The parser's message goes on to quote what was sent, in several lines.
-            self._turn_away(error.message.partition("\n")[0].rstrip(":"))
+            self._turn_away(say_why(error))
             return
         if messages:
             self._mute_bytes = 0

@@ -1,4 +1,5 @@
-"""The head of an HTTP request: the parser that reads it, what refuses it before its body is read, and its path."""
+"""The head of an HTTP request: the parser that reads it, what refuses it before its body is read, its path, and why it
+is none."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from typing import Any, Final, cast
 
 from aiohttp import HttpVersion10, HttpVersion11
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
 from estd.errors import Code, Refused
@@ -89,6 +91,13 @@ def read_path(target: str) -> str:
         if found is not None:
             target = target[found.end() :]
     return target.partition("?")[0]
+
+
+def say_why(error: HttpProcessingError) -> str:
+    """Why something is no HTTP, in one line: the parser's message goes on to quote what was sent, which is left out."""
+    if isinstance(error, LineTooLong):
+        return f"its target or one of its fields is longer than {error.args[1]} bytes"
+    return error.message.partition("\n")[0].rstrip(":")
 
 
 _ABSOLUTE_FORM: Final = re.compile(r"https?://[^/?#]*(?=/)", re.IGNORECASE)

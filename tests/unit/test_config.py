@@ -142,6 +142,16 @@ def test_what_is_not_toml_is_told(tmp_path: Path, text: str) -> None:
     assert "is not TOML" in problem
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path / "estd.toml", '\ufeffdata_directory = "data"'))
+    assert config == Config(data_directory=tmp_path / "data")
+
+
+def test_what_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path / "estd.toml", f"x = {'[' * 3000}{']' * 3000}"))
+    assert "nested too deeply" in problem
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path / "none.toml")
     assert "No such file" in problem

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
+
+from odd_certificates import make_odd
 
 from estd.logs import JsonLines
 
@@ -53,3 +56,17 @@ def test_a_traceback_stays_on_the_line() -> None:
 
 def test_a_value_json_does_not_know_is_written_as_text() -> None:
     assert json.loads(JsonLines("x").format(record("m", when=object)))["when"] == str(object)
+
+
+def test_a_warning_of_a_library_is_a_line_like_any_other() -> None:
+    """In a process of its own: the logs of a process are set up once."""
+    program = (
+        "import sys; from estd.logs import set_up_logs; from estd.asn1.foreign import read_certificate;"
+        " set_up_logs('worker-1', 'info'); read_certificate(sys.stdin.buffer.read())"
+    )
+    odd = make_odd(serial=b"\x02\x01\x00")
+    done = subprocess.run([sys.executable, "-c", program], input=odd, capture_output=True, check=True, timeout=60)
+    (line,) = done.stderr.decode().splitlines()
+    fields = json.loads(line)
+    assert (fields["level"], fields["process"], fields["logger"]) == ("warning", "worker-1", "py.warnings")
+    assert "serial number" in fields["message"]

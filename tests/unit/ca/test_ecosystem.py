@@ -91,6 +91,21 @@ def test_spelling_makes_no_difference(read: Callable[..., Ecosystem], minimal: s
     assert json.dumps(write_document(one)) == json.dumps(write_document(two))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_document(read: Callable[..., Ecosystem], minimal: str) -> None:
+    assert read("\ufeff" + minimal) == read(minimal)
+
+
+def test_what_was_stored_before_names_had_to_print_is_still_read(read: Callable[..., Ecosystem], minimal: str) -> None:
+    document = write_document(read(minimal))
+    document["ecosystem"]["name"] = "a\x1bx"
+    assert load_document(document).name == "a\x1bx"
+
+
+def test_one_problem_is_told_once(complaints: Callable[..., list[str]]) -> None:
+    for label in ('label = ""\n', "", "label = 3\n"):
+        assert len([one for one in complaints(f"[ecosystem]\n{label}") if "ecosystem.label" in one]) == 1
+
+
 def test_one_profile_is_the_default(read: Callable[..., Ecosystem], minimal: str) -> None:
     assert read(minimal).default_profile == "device"
     assert read(minimal + '[profile.other]\nissuer = "devices"\n').default_profile is None
@@ -106,6 +121,13 @@ def test_one_profile_is_the_default(read: Callable[..., Ecosystem], minimal: str
         ('[ecosystem]\nlabel = "x"\nsite = "y"\n', "ecosystem.site: is not a key that belongs here"),
         ('[ecosystem]\nlabel = "cacerts"\n', "'cacerts' is the name of an EST operation"),
         ('[ecosystem]\nlabel = "Plant"\n', "'Plant' is not a label"),
+        ('[ecosystem]\nlabel = ""\n', "plant.toml: ecosystem.label: is empty. Use up to 63 small letters"),
+        ('[ecosystem]\nlabel = "x"\n[profile.a]\nlabel = ""\n', "profile.a.label: '' is not a label"),
+        ('[ecosystem]\nlabel = "x"\nname = "a\\u0000x"\n', "ecosystem.name: holds a NUL"),
+        ('[ecosystem]\nlabel = "x"\nname = "a\\u001b[2Jx"\n', "ecosystem.name: 'a\\x1b[2Jx' holds a control"),
+        ('[ecosystem]\nlabel = "x"\nname = "a\\u202ex"\n', "ecosystem.name: 'a\\u202ex' holds a control"),
+        ('[ecosystem]\nlabel = "x"\n[profile.a]\nenroll = ["a\\u0000"]\n', "profile.a.enroll: holds a NUL"),
+        (f"x = {'[' * 3000}{']' * 3000}", "plant.toml: has lists or tables nested too deeply to be read"),
         (f'[ecosystem]\nlabel = "{"x" * 64}"\n', "is not a label"),
         ('[ecosystem]\nlabel = "x"\nwrap = "maybe"\n', "ecosystem.wrap: 'maybe' is not known here"),
         ('[ecosystem]\nlabel = "x"\n[ecosystem.limits]\nin_flight = 0\n', "limits.in_flight: 0 is out of range"),

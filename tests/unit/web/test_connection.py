@@ -309,6 +309,7 @@ CORPUS = {
     "version 0.9": b"GET /x\r\n" + SMUGGLED,
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
     "a space in the target": b"GET /x /y HTTP/1.1\r\nHost: estd\r\n\r\n" + SMUGGLED,
+    "a method that nobody registered": b"FOO /x HTTP/1.1\r\nHost: estd\r\n\r\n" + SMUGGLED,
     "a method that is none": b"G(T /x HTTP/1.1\r\nHost: estd\r\n\r\n" + SMUGGLED,
     "no method": b" /x HTTP/1.1\r\nHost: estd\r\n\r\n" + SMUGGLED,
     "a control in the target": b"GET /x\x01 HTTP/1.1\r\nHost: estd\r\n\r\n" + SMUGGLED,
@@ -344,6 +345,7 @@ async def test_smuggling(house: House, caplog: pytest.LogCaptureFixture, name: s
         assert body.startswith(b"malformed-request: ")
         assert b"\n" not in body.removesuffix(b"<end>").rstrip(b"\n")
         assert b"smuggled" not in body
+        assert b"aaa" not in body, "nothing of what was sent is quoted"
 
 
 async def test_pipelined_requests_are_answered_one_after_another(house: House) -> None:
