@@ -5,8 +5,9 @@ They are written octet by octet, because no library would write them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Protocol
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -77,19 +78,22 @@ def make_odd(
     return der.sequence(tbs, _ALGORITHM, der.bit_string(signature))
 
 
-Odd = Callable[[Party | None], bytes]
+class Odd(Protocol):
+    """Makes one that the issuer signed, or a self-signed one; `key` is the certificate's own."""
+
+    def __call__(self, issuer: Party | None, key: ec.EllipticCurvePrivateKey | None = None) -> bytes: ...
 
 
-def _with(extensions: bytes) -> Odd:
-    return lambda issuer: make_odd(issuer, extensions=extensions)
+def _with(**elements: bytes) -> Odd:
+    return lambda issuer, key=None: make_odd(issuer, key=key, **elements)  # type: ignore[misc, arg-type]  # octets all
 
 
 ODD_CERTIFICATES: Mapping[str, Odd] = {
-    "version 2": lambda issuer: make_odd(issuer, version=b"\xa0\x03\x02\x01\x01"),
-    "version 5": lambda issuer: make_odd(issuer, version=b"\xa0\x03\x02\x01\x04"),
-    "basicConstraints twice": _with(_BASIC),
-    "an unknown extension twice": _with(_extension("1.2.3", b"\x05\x00") * 2),
-    **{what: _with(extension) for what, extension in ODD_EXTENSIONS.items()},
+    "version 2": _with(version=b"\xa0\x03\x02\x01\x01"),
+    "version 5": _with(version=b"\xa0\x03\x02\x01\x04"),
+    "basicConstraints twice": _with(extensions=_BASIC),
+    "an unknown extension twice": _with(extensions=_extension("1.2.3", b"\x05\x00") * 2),
+    **{what: _with(extensions=extension) for what, extension in ODD_EXTENSIONS.items()},
 }
 """What → how it is made. None of them can be read whole."""
 

@@ -53,8 +53,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from factory import make_key
 from line import EST, Answer, Line, basic
 from live_server import NORTH, SOUTH, Device, Live
+from odd_certificates import ODD_CERTIFICATES, make_odd
 
 from estd.asn1 import der
 from estd.asn1.oids import OIDS
@@ -634,6 +636,41 @@ def test_a45_guessing_is_paused_however_the_name_is_spelled(live: Live) -> None:
     assert set(statuses) == {401, 429}
     assert statuses == sorted(statuses)
     assert 0 < int(answer.headers["retry-after"]) <= 300 * 5 / 4 + 1  # up to a quarter more, so that a crowd disperses
+
+
+def test_whatever_certificate_a_stranger_shows_is_a_refusal_and_a_line_of_json(live: Live, tmp_path: Path) -> None:
+    written, key = live.log.stat().st_size, make_key()
+    device = Device("odd", tmp_path / "odd.pem", tmp_path / "odd.key")
+    device.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    zero, negative = b"\x02\x01\x00", b"\x02\x01\xff"
+    odd = {what: (make(None, key), "certificate-unfit") for what, make in ODD_CERTIFICATES.items()}
+    for serial in (zero, negative):
+        odd[f"serial {serial.hex()}"] = (make_odd(key=key, serial=serial), "certificate-untrusted")
+    shown = set()
+    for what, (certificate, code) in odd.items():
+        device.certificate.write_text(ssl.DER_cert_to_PEM_cert(certificate))
+        with contextlib.suppress(ssl.SSLError), dial(live, device) as line:  # some no client would take for its own
+            shown.add(what)
+            for operation in ("simpleenroll", "simplereenroll"):
+                answer = line.enroll(NORTH, sign(named("odd")), operation=operation)
+                assert (answer.status, answer.code) == (403, code), what
+    assert {"version 2", "CDP with an x400Address", "an unknown TLS feature", "serial 020100"} <= shown
+    with live.log.open("rb") as log:
+        log.seek(written)
+        lines = log.read().splitlines()
+    assert not [line for line in lines if "level" not in json.loads(line)]
+
+
+@pytest.mark.parametrize("header", ["Basic \xe9", "\xff", "Basic YTpi\xa0"])
+def test_a_header_that_is_not_ascii_is_a_refusal_in_the_trail(live: Live, header: str) -> None:
+    with dial(live) as line:
+        for octets in (header.encode("latin-1"), header.encode()):
+            before = live.last_event()
+            line.send(b"POST %ssimpleenroll HTTP/1.1\r\nHost: localhost\r\n" % f"{EST}{NORTH}/".encode())
+            line.send(b"Content-Length: 0\r\nAuthorization: " + octets + b"\r\n\r\n")
+            assert line.receive("POST").status == 401
+            (event,) = live.events(before, kind="est.simpleenroll")
+            assert event["code"] == "credential-invalid"
 
 
 def test_no_clock_of_ours_is_far_off(live: Live) -> None:

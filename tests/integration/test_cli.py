@@ -235,6 +235,21 @@ def test_an_ecosystem_of_ones_own_beside_a_running_server(live: Live, tmp_path: 
     assert {"ecosystem.apply", "code.create", "inventory.import", "est.simpleenroll"} <= kinds
 
 
+def test_no_code_is_made_for_a_name_that_cannot_be_certified(live: Live, tmp_path: Path) -> None:
+    north = ("--ecosystem", NORTH, "--dir", live.directory)
+    made = len(ask("code", "list", "--limit", "1000", *north))
+    status, error = refusal("code", "create", "--device", "x" * 64, "--device", "x" * 65, *north)
+    assert status == 2
+    [problem] = error["problems"]
+    assert problem["where"] == f"device '{'x' * 65}'"
+    assert "1 to 64 characters, not 65" in problem["what"]
+    assert len(ask("code", "list", "--limit", "1000", *north)) == made
+    # Where the inventory says what a device is called, its name may be longer.
+    (tmp_path / "long.toml").write_text(PLANT.replace('"plant"', '"long"'))
+    ask("apply", tmp_path / "long.toml", "--dir", live.directory)
+    assert ask("code", "create", "--device", "x" * 65, "--ecosystem", "long", "--dir", live.directory)
+
+
 def test_codes_and_devices_can_be_taken_back(live: Live, tmp_path: Path) -> None:
     yard = ("--ecosystem", "yard", "--dir", live.directory)
     (tmp_path / "yard.toml").write_text(PLANT.replace('"plant"', '"yard"'))

@@ -33,6 +33,7 @@ from est_world import (
     read_certificate,
 )
 from factory import CLIENT_AUTH, CMC_RA, SERVER_AUTH, make_csr, make_device, make_key, make_maker, make_name
+from odd_certificates import ODD_CERTIFICATES
 from postgres_fixture import PostgresServer
 from store_values import make_event
 
@@ -127,6 +128,11 @@ async def stranger(world: World) -> Caller:
 async def stranger_with_own_root(world: World) -> Caller:
     name, maker = world.new_name(), make_maker("Maker of campus", starts=now() - timedelta(days=1))
     return Caller(name, (make_device(maker, name, starts=now() - timedelta(hours=1)).der, maker.der))
+
+
+@caller
+async def stranger_with_an_odd_certificate(world: World) -> Caller:
+    return Caller(world.new_name(), (ODD_CERTIFICATES["an unknown TLS feature"](None),))
 
 
 @caller
@@ -391,6 +397,7 @@ def _authority(*nine: Code | None) -> dict[str, tuple[Code | None, ...]]:
 REFUSED: dict[str, dict[str, tuple[Code | None, ...]]] = {
     "nobody": _row(*[_MISSING] * 6),
     "stranger": _row(*[_UNTRUSTED] * 6),
+    "stranger_with_an_odd_certificate": _row(*[_UNFIT] * 6),
     "stranger_with_own_root": _row(*[_UNTRUSTED] * 6),
     "idevid": _row(_YES, _ROLE, _UNTRUSTED, _ROLE, _ROLE, _UNTRUSTED),
     "neighbours_idevid": _row(_UNTRUSTED, _UNTRUSTED, _YES, _UNTRUSTED, _UNTRUSTED, _ROLE),
