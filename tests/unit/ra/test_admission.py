@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -242,6 +242,8 @@ async def test_what_was_never_valid_together_is_no_path(setting: Setting) -> Non
     await set_expired_maker(setting, ignore_expiry=True)
     late = make_device(setting.maker, starts=NOW - timedelta(hours=1))
     assert await setting.refusal(make_peer(late.der)) is Code.CERTIFICATE_UNTRUSTED
+    ancient = make_odd(setting.maker, starts=datetime(1950, 1, 1, tzinfo=UTC), ends=datetime(1950, 1, 2, tzinfo=UTC))
+    assert await setting.refusal(make_peer(ancient)) is Code.CERTIFICATE_UNTRUSTED
     forged = make_device(make_maker(**EXPIRED), starts=NOW - timedelta(days=400))
     assert await setting.refusal(make_peer(forged.der)) is Code.CERTIFICATE_UNTRUSTED
 

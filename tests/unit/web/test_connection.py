@@ -345,7 +345,8 @@ async def test_smuggling(house: House, caplog: pytest.LogCaptureFixture, name: s
         assert body.startswith(b"malformed-request: ")
         assert b"\n" not in body.removesuffix(b"<end>").rstrip(b"\n")
         assert b"smuggled" not in body
-        assert b"aaa" not in body, "nothing of what was sent is quoted"
+        said = body.partition(b" (request ")[0]
+        assert b"aaa" not in said, "nothing of what was sent is quoted"
 
 
 async def test_pipelined_requests_are_answered_one_after_another(house: House) -> None:
