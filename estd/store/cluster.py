@@ -128,6 +128,15 @@ class Cluster:
         except OSError:
             return False
 
+    def recovers(self) -> bool:
+        """Whether the process that reads a server's log after a crash is at work here."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self.holds(int(entry.name)):
+                with contextlib.suppress(OSError):
+                    if b": startup" in (entry / "cmdline").read_bytes():
+                        return True
+        return False
+
     def signal_server(self, sign: signal.Signals) -> None:
         """Signal the server; where it died and left children behind, signal those."""
         seen = self.read_pid_file()

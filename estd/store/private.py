@@ -134,9 +134,24 @@ class PrivatePostgres:
                 self._cluster.signal_server(signal.SIGQUIT)
                 asked_to_quit = True
             if waited > self._start_seconds:
-                raise self._cluster.failure("it runs but does not answer")
+                self._end_what_hangs()
+                return None
             time.sleep(0.01)
         return None
+
+    def _end_what_hangs(self) -> None:
+        """End a server that neither answers nor recovers: of PostgreSQL 18 whose recovery met a full disk that is left.
+
+        Raises:
+            Unavailable: it recovers, which takes as long as it takes; or it cannot be ended.
+        """
+        cluster = self._cluster
+        if cluster.recovers():
+            raise cluster.failure("it still recovers from a crash")
+        # Durable all the same: whatever it committed is in its log, which the next one reads.
+        cluster.signal_server(signal.SIGKILL)
+        if not wait_for(lambda: not cluster.lives(), 10.0):
+            raise cluster.failure("it runs but does not answer, and does not end")
 
     def _launch(self) -> str:
         """Start a server and return its socket directory."""

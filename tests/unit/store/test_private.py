@@ -143,6 +143,21 @@ async def test_a_killed_server_is_started_again(server: PrivatePostgres) -> None
     await ask(url, "DROP TABLE kept")
 
 
+async def test_a_server_that_hangs_is_ended_and_started_again(server: PrivatePostgres, directory: Path) -> None:
+    url = server.start()
+    await ask(url, "CREATE TABLE kept_by_another (a integer)")
+    first = pid_of(server)
+    os.kill(first, signal.SIGSTOP)
+    impatient = PrivatePostgres(directory, start_seconds=3)
+    try:
+        assert impatient.start() == url
+        assert pid_of(impatient) != first
+        assert await ask(url, "SELECT a FROM kept_by_another") == []
+        await ask(url, "DROP TABLE kept_by_another")
+    finally:
+        impatient.stop()
+
+
 async def test_it_stops_at_once_in_the_middle_of_a_recovery(server: PrivatePostgres, directory: Path) -> None:
     """Told to stop at the wrong moment after a backend's crash, PostgreSQL 18 would go on only when told to quit."""
     connection = await asyncpg.connect(server.start(), timeout=3)
