@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -41,12 +40,22 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     """How many share the load, and so the limits."""
     database_url: str
+    """May hold a password: what a log or a traceback shows leaves it out, and `tls_key` too."""
     signer_sockets: list[str]
     tls_chain: str
     tls_key: str
     metrics_directory: str
     log_level: str
     default_ecosystem: str | None = None
+
+    def __repr__(self) -> str:
+        return f"WorkerSettings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in _SECRET]
+
+
+_SECRET: Final = frozenset({"database_url", "tls_key"})
 
 
 def main() -> None:
@@ -119,11 +128,6 @@ async def _refresh(worker: Any) -> None:
         await asyncio.sleep(_GAUGE_SECONDS)
 
     await keep_doing("metrics", show)
-
-
-def now_utc() -> datetime:
-    """The time, as everything below expects it."""
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 if __name__ == "__main__":
