@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from estd.ca.blocklist import read_blocklist
 from estd.errors import Invalid, Problem
@@ -166,16 +167,7 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
         problems.append(Problem(f"{path}: signers.sockets", "and processes.signers are both set", remedy))
     if values.get("log_level", "info") not in _LOG_LEVELS:
         problems.append(Problem(f"{path}: log.level", "is unknown", f"Use one of {', '.join(_LOG_LEVELS)}."))
-    url_file = values.pop("database_url_file", None)
-    if url_file is not None:
-        if "database_url" in values:
-            problems.append(Problem(f"{path}: database", "names url and url_file", "Keep one of them."))
-        try:
-            values["database_url"] = (base / url_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            problems.append(
-                Problem(f"{path}: database.url_file", f"cannot be read ({error.strerror})", "Name a readable file.")
-            )
+    _read_url(path, values, problems)
     if problems:
         raise Invalid(problems)
     if "tls_names" in values:
@@ -185,6 +177,43 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
     if "signer_users" in values:
         values["signer_users"] = tuple(values["signer_users"])
     return Config(**values)
+
+
+def _read_url(path: Path, values: dict[str, Any], problems: list[Problem]) -> None:
+    """The database's URL, from the settings or from the file they name, which nobody else may read if it is secret."""
+    named = values.pop("database_url_file", None)
+    if named is None:
+        if _has_password(values.get("database_url", "")) and _is_open(path):
+            what = "holds a database password and can be read by others"
+            problems.append(Problem(f"{path}: database.url", what, f"chmod 600 {path}, or use database.url_file."))
+        return
+    if "database_url" in values:
+        problems.append(Problem(f"{path}: database", "names url and url_file", "Keep one of them."))
+    where, file = f"{path}: database.url_file", path.resolve().parent / named
+    try:
+        values["database_url"] = file.read_text(encoding="utf-8").strip()
+        if _is_open(file):
+            problems.append(Problem(where, f"{file} can be read by others", f"chmod 600 {file}"))
+    except OSError as error:
+        problems.append(Problem(where, f"cannot be read ({error.strerror})", "Name a readable file."))
+    except UnicodeDecodeError:
+        problems.append(Problem(where, f"{file} is not text", "Write the URL alone into it, in UTF-8."))
+
+
+def _has_password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True  # whatever it is; PostgreSQL will say what is wrong with it
+    return bool(parts.password) or "password" in parse_qs(parts.query)
+
+
+def _is_open(file: Path) -> bool:
+    """Whether others may read a secret file of ours. One of another user's may be ours to read by its group alone, or by
+    an access list, which shows as the group's mode: so systemd and Kubernetes hand out secrets.
+    """
+    found = file.stat()
+    return bool(found.st_mode & (0o077 if found.st_uid == os.geteuid() else 0o027))
 
 
 def read_key_encryption_key(config: Config) -> bytes:

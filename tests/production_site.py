@@ -42,6 +42,7 @@ class Site:
 
     def settings(self, role: str) -> Path:
         path = self.folder / f"{role}.toml"
+        path.touch(mode=0o600)  # it holds a password
         path.write_text(
             f'data_directory = "{self.data}"\ndatabase.url = "{self.postgres.url(role)}"\nkeys.file = "{self.folder}/kek"\n'
             'listen.address = "127.0.0.1"\nlisten.port = 0\nops.port = 0\nprocesses.workers = 1\nprocesses.signers = 1\n'

@@ -157,6 +157,7 @@ def test_secrets_are_referred_to_and_never_written() -> None:
 def test_commands_parse_and_settings_are_settings(tmp_path: Path) -> None:
     settings = find("ConfigMap")["data"]
     for name, text in settings.items():
+        (tmp_path / "url").touch(mode=0o600)
         (tmp_path / "url").write_text("postgresql://estd@db.example/estd")
         (tmp_path / name).write_text(re.sub(r'url_file = ".*"', f'url_file = "{tmp_path}/url"', text))
     configs = {name: read_config(tmp_path / name) for name in settings}
@@ -178,6 +179,15 @@ def test_commands_parse_and_settings_are_settings(tmp_path: Path) -> None:
     assert find("StatefulSet")["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(
         server.ops_port
     )
+
+
+def test_secrets_are_read_by_the_pods_group_and_nobody_else() -> None:
+    """As estd asks of a file with the database's password."""
+    for pod in read_pods():
+        assert pod["securityContext"]["fsGroup"]
+        for volume in pod["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["defaultMode"] == 0o440
 
 
 def test_key_and_journal_are_the_signers_alone() -> None:

@@ -68,6 +68,7 @@ def test_settings_and_units_name_the_same_places(tmp_path: Path) -> None:
         text = (SYSTEMD / name).read_text(encoding="utf-8")
         url = re.search(r'^url_file = "(.+)"$', text, re.MULTILINE)
         if url is not None:
+            (tmp_path / "url").touch(mode=0o600)
             (tmp_path / "url").write_text("postgresql://estd@db.example/estd")
             text = text.replace(url[1], str(tmp_path / "url"))
             if name == "estd.toml":  # systemd puts a credential where its unit's name says

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from estd.errors import Invalid
 KEY = bytes(range(32))
 
 
-def write(path: Path, text: str) -> Path:
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
     path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
     return path
 
 
@@ -84,6 +86,61 @@ def test_everything_that_can_be_set_is_read(tmp_path: Path) -> None:
 def test_a_database_password_is_not_in_the_repr(tmp_path: Path) -> None:
     path = write(tmp_path / "estd.toml", 'data_directory = "d"\n[database]\nurl = "postgresql://u:secret@db/estd"')
     assert "secret" not in repr(read_config(path))
+
+
+WITH_PASSWORD = ("postgresql://u:secret@db/estd", "postgresql://u@db/estd?password=secret")
+WITHOUT_PASSWORD = ("postgresql://u@db/estd", "postgresql:///estd?host=/run/postgresql", "postgresql://u:@db/estd")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+@pytest.mark.parametrize("url", WITH_PASSWORD)
+def test_a_database_password_that_others_can_read_is_refused(tmp_path: Path, url: str, mode: int) -> None:
+    path = write(tmp_path / "estd.toml", f'data_directory = "d"\n[database]\nurl = "{url}"', mode)
+    (problem,) = problems_of(path)
+    assert "can be read by others" in problem
+    assert f"chmod 600 {path}" in problem
+    assert "secret" not in problem
+    path.chmod(0o600)
+    assert read_config(path).database_url == url
+
+
+@pytest.mark.parametrize("url", WITHOUT_PASSWORD)
+def test_settings_without_a_password_are_no_secret(tmp_path: Path, url: str) -> None:
+    path = write(tmp_path / "estd.toml", f'data_directory = "d"\n[database]\nurl = "{url}"', 0o644)
+    assert read_config(path).database_url == url
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_file_with_the_databases_url_is_refused_like_the_key_file(tmp_path: Path, mode: int) -> None:
+    file = write(tmp_path / "url", WITH_PASSWORD[0], mode)
+    path = write(tmp_path / "estd.toml", 'data_directory = "d"\n[database]\nurl_file = "url"', 0o644)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: database.url_file: ")
+    assert f"chmod 600 {file}" in problem
+    for private in (0o600, 0o400):
+        file.chmod(private)
+        assert read_config(path).database_url == WITH_PASSWORD[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(("mode", "open_"), [(0o440, False), (0o640, False), (0o444, True), (0o460, True)])
+def test_a_secret_that_is_handed_out_is_read_by_its_group(tmp_path: Path, mode: int, open_: bool) -> None:
+    """As systemd (an access list) and Kubernetes (fsGroup) do: the file is another user's."""
+    file = write(tmp_path / "url", WITH_PASSWORD[0], mode)
+    path = write(tmp_path / "estd.toml", 'data_directory = "d"\n[database]\nurl_file = "url"')
+    os.chown(file, 12345, -1)
+    if open_:
+        assert "can be read by others" in problems_of(path)[0]
+    else:
+        assert read_config(path).database_url == WITH_PASSWORD[0]
+
+
+def test_a_file_with_a_url_that_is_no_text_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "url", "")
+    file.write_bytes(b"postgresql://u:s\xe9cret@db/estd")
+    path = write(tmp_path / "estd.toml", 'data_directory = "d"\n[database]\nurl_file = "url"')
+    (problem,) = problems_of(path)
+    assert problem == f"{path}: database.url_file: {file} is not text. Write the URL alone into it, in UTF-8."
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
