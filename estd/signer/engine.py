@@ -51,7 +51,11 @@ class IssuanceEngine:
         self._kek = kek
 
     def load(self, load: Load, at: float) -> None:
-        """Make one version of an ecosystem ready; loading it again, or an older one, changes nothing."""
+        """Make one version of an ecosystem ready; loading it again, or an older one, changes nothing.
+
+        Raises:
+            Invalid: it cannot be used; the versions that were ready still are.
+        """
         versions = self._ecosystems.get(load.ecosystem_id, {})
         if load.version in versions or load.version < max(versions, default=0):
             return
@@ -170,7 +174,17 @@ class IssuanceEngine:
         return version
 
     def _build_issuer(self, version: _Version, record: LoadedIssuer) -> Issuer:
-        """One issuer with the profiles that name it, and its key opened."""
+        """One issuer with the profiles that name it, and its key opened.
+
+        Raises:
+            Invalid: its row is damaged, or its key does not open.
+        """
+        try:
+            return self._open_issuer(version, record)
+        except (Broken, Refused, ValueError) as fault:
+            raise Invalid([Problem(f"issuer {record.name}", str(fault), "Restore its row from a backup.")]) from fault
+
+    def _open_issuer(self, version: _Version, record: LoadedIssuer) -> Issuer:
         specs = {spec.name: spec for spec in version.ecosystem.issuers}
         spec = specs.get(record.name)
         urls = (None, None, None) if spec is None else (spec.crl_url, spec.ocsp_url, spec.ca_issuers_url)
@@ -184,10 +198,7 @@ class IssuanceEngine:
                 )
             # The issuer's own public key is the context: a sealed key moved to another row does not open.
             key = unseal(record.sealed_key, self._kek, authority.spki)
-        try:
-            issuer = Issuer(record.issuer_id, authority, key, profiles, _chain_above(version.records, record))
-        except Broken as fault:
-            raise Invalid([Problem(f"issuer {record.name}", str(fault), "Restore its row from a backup.")]) from fault
+        issuer = Issuer(record.issuer_id, authority, key, profiles, _chain_above(version.records, record))
         self._keys[record.issuer_id] = key
         return issuer
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from estd.errors import Invalid, Refused, Unavailable
+from estd.errors import Invalid, Problem, Refused, Unavailable
 from estd.signer.connections import Connection, read_peer
 from estd.signer.frames import (
     Anchor,
@@ -247,18 +247,21 @@ class Loop:
     def _load(self, message: Load, at: float) -> Done | Failed:
         if not self._unlocked:
             return Failed(message.number, "the key-encryption key must come first")
+        facts = {"ecosystem": message.label, "version": message.version}
         try:
             self._service.engine.load(message, at)
         except (Invalid, Refused, Unavailable) as reason:
-            _log.error(
-                "ecosystem not loaded",
-                extra={"ecosystem": message.label, "version": message.version, "why": str(reason)},
-            )
+            _log.error("ecosystem not loaded", extra={**facts, "why": str(reason)})
             return Failed(message.number, str(reason)[:4000])
+        except Exception as fault:  # noqa: BLE001 - by a newer program or damaged: the other ecosystems must go on
+            _log.exception("ecosystem not loaded", extra=facts)
+            what = f"cannot be read by this version ({type(fault).__name__}: {fault})"
+            remedy = "Apply it again, restore it from a backup, or run the version that wrote it."
+            return Failed(message.number, str(Problem("stored ecosystem", what, remedy))[:4000])
         # What is loaded lives long; without this each full collection walks it again.
         gc.collect()
         gc.freeze()
-        _log.info("ecosystem loaded", extra={"ecosystem": message.label, "version": message.version})
+        _log.info("ecosystem loaded", extra=facts)
         return Done(message.number)
 
     def _terminate(self, _number: int, _frame: object) -> None:

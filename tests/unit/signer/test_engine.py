@@ -214,6 +214,8 @@ def test_what_cannot_be_loaded_leaves_the_rest(plant: Plant, engine: IssuanceEng
             1, 7, "plant", 2, good.document, (good.issuers[0], _with_key(good.issuers[1], good.issuers[0].sealed_key))
         ),
         Load(1, 7, "plant", 2, good.document, (good.issuers[0], _with_key(good.issuers[1], b"junk"))),
+        Load(1, 7, "plant", 2, good.document, (good.issuers[0], _with_certificate(good.issuers[1], b"0\x00"))),
+        Load(1, 7, "plant", 2, good.document, (good.issuers[0], _with_certificate(good.issuers[1], _leaf(plant)))),
     ):
         fresh = IssuanceEngine()
         fresh.unlock(KEK)
@@ -225,6 +227,35 @@ def test_what_cannot_be_loaded_leaves_the_rest(plant: Plant, engine: IssuanceEng
 
 def _with_key(issuer: LoadedIssuer, sealed: bytes | None) -> LoadedIssuer:
     return LoadedIssuer(issuer.issuer_id, issuer.name, issuer.parent_id, issuer.certificate, sealed)
+
+
+def _with_certificate(issuer: LoadedIssuer, certificate: bytes) -> LoadedIssuer:
+    return LoadedIssuer(issuer.issuer_id, issuer.name, issuer.parent_id, certificate, issuer.sealed_key)
+
+
+def _leaf(plant: Plant) -> bytes:
+    """A certificate that is no CA's."""
+    engine = IssuanceEngine()
+    engine.unlock(KEK)
+    engine.load(plant.load(), 0.0)
+    (certificate,) = engine.seal([engine.prepare(request(), NOW)])
+    assert isinstance(certificate, bytes)
+    return certificate
+
+
+def test_a_former_issuer_that_is_damaged_repeats_nothing(plant: Plant, caplog: pytest.LogCaptureFixture):
+    """Whoever asks for what it signed is told to come back; nobody else notices."""
+    load = plant.load()
+    plant.add(3, "devices", 1)
+    damaged = (plant.issuers[0], _with_certificate(plant.issuers[1], b"0\x00"), plant.issuers[2])
+    engine = IssuanceEngine()
+    engine.unlock(KEK)
+    engine.load(Load(1, 7, "plant", 1, load.document, damaged), 0.0)
+    assert engine.prepare(request(), NOW).issuer_id == 3
+    assert engine.is_repeatable(2) is None
+    with pytest.raises(Unavailable):
+        engine.repeat(2, b"0\x00")
+    assert "a former issuer cannot be used" in caplog.text
 
 
 def test_an_issuer_without_its_key_signs_nothing(plant: Plant):

@@ -23,6 +23,7 @@ from estd.signer.frames import (
     Drain,
     Drop,
     Failed,
+    Load,
     Ping,
     Prepare,
     PreparedItem,
@@ -176,6 +177,19 @@ def test_a_wrong_key_encryption_key_is_refused_and_survived(tmp_path: Path):
         assert signer.control.call(Ping(3)) == Done(3)
     finally:
         signer.stop()
+
+
+def test_an_ecosystem_that_nobody_could_foresee_is_refused_and_survived(tmp_path: Path):
+    """The engine of these tests trips over one without issuers, as the real one might over what a newer program wrote."""
+    with harness.running(tmp_path) as signer:
+        strange = Load(3, 8, "strange", 1, {}, ())
+        answer = signer.control.call(strange)
+        assert isinstance(answer, Failed)
+        assert "IndexError" in answer.detail
+        assert signer.report().ecosystems == {harness.ECOSYSTEM: [harness.VERSION]}
+        worker = signer.connect()
+        assert isinstance(worker.call(Prepare(1, (harness.item(1),))).items[0], PreparedItem)
+        assert "ecosystem not loaded" in signer.log
 
 
 def test_garbage_on_the_control_channel_ends_the_signer_in_order(signer: Any):
