@@ -3,24 +3,28 @@
 Issuers that the document names and the store lacks are made here: a key, a CA certificate signed by its parent, the key
 sealed under the key-encryption key. They are stored in the same transaction as the version that first names them, so
 there is never an issuer without rules or rules without their issuer. A key is unsealed only to sign a new issuer below it.
+
+All keys of a database are sealed under one key-encryption key, since the signers have one: with another nothing is applied,
+unless the operator says that it takes the place of one that was lost or stolen.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from estd.audit import Event
 from estd.ca.authority import read_authority
 from estd.ca.changes import decide_changes, decide_new_issuers
-from estd.ca.ecosystem import Ecosystem, load_document, write_document
+from estd.ca.ecosystem import Ecosystem, load_document, peek_labels, write_document
 from estd.ca.hierarchy import IssuerSpec
 from estd.ca.issuer import RANDOM_BYTES, issue_authority
 from estd.errors import Invalid, Problem
-from estd.keys.software import SoftwareKey, generate, seal, unseal
+from estd.keys.software import SoftwareKey, generate, is_sealed_under, seal, unseal
+from estd.names import write_name
 from estd.ra.directory import INTERNAL_LABEL
 from estd.store.contract import Conflict, EcosystemRecord, NewIssuer, Store
 
@@ -39,12 +43,29 @@ class Applied:
 
 
 async def apply_document(
-    store: Store, kek: bytes, rules: Ecosystem, applied_by: str, *, dry_run: bool = False, internal: bool = False
+    store: Store,
+    kek: bytes,
+    rules: Ecosystem,
+    applied_by: str,
+    *,
+    dry_run: bool = False,
+    internal: bool = False,
+    new_key: bool = False,
 ) -> Applied:
     """Make these rules the newest version of their ecosystem, unless they are that already.
 
+    Args:
+        store: where it is recorded.
+        kek: the key-encryption key, under which the keys of new issuers are sealed.
+        rules: what is to be in force.
+        applied_by: who applies them, for the record.
+        dry_run: only say what would change.
+        internal: the rules are those of the server's own ecosystem.
+        new_key: the key-encryption key takes the place of another; then every issuer has to become a new one.
+
     Raises:
-        Invalid: the rules do not fit what exists (a label in use elsewhere, a key that cannot be unsealed).
+        Invalid: the rules do not fit what exists (a label in use elsewhere, a key that cannot be unsealed, another
+            key-encryption key).
         Unavailable: the store did not answer; applying again is safe.
     """
     if (rules.label == INTERNAL_LABEL) is not internal:
@@ -54,6 +75,10 @@ async def apply_document(
         _check_labels(rules, records)
         current = next((record for record in records if record.label == rules.label), None)
         old = None if current is None else load_document(current.document)
+        if new_key:
+            _check_renewed(kek, old, rules, current)
+        else:
+            check_key(kek, [record for record in records if record.label == INTERNAL_LABEL] or records)
         changes = decide_changes(old, rules)
         version = 0 if current is None else current.version
         if not changes:
@@ -82,6 +107,42 @@ async def apply_document(
     raise AssertionError("the last attempt returns or raises")
 
 
+async def replace_own_issuer(store: Store, kek: bytes, applied_by: str) -> None:
+    """Give the server's own ecosystem new issuers, if the keys of the present ones are not sealed under this key.
+
+    Raises:
+        Unavailable: the store did not answer; calling again is safe.
+    """
+    for record in await store.find_ecosystems():
+        sealed = _find_keys(record).values()
+        if record.label == INTERNAL_LABEL and not any(is_sealed_under(one, kek) for one in sealed):
+            rules = load_document(record.document)
+            # Another subject: clients that trust the root before must be able to tell the two apart.
+            issuers = tuple(
+                replace(one, subject=write_name(f"CN=estd server {one.name} {secrets.token_hex(4)}"))
+                for one in rules.issuers
+            )
+            rules = replace(rules, issuers=issuers)
+            await apply_document(store, kek, rules, applied_by, internal=True, new_key=True)
+
+
+def check_key(kek: bytes, records: Iterable[EcosystemRecord]) -> None:
+    """Whether any key in use in these ecosystems is sealed under this key-encryption key, or there is none at all.
+
+    Raises:
+        Invalid: all of them are sealed under another one.
+    """
+    sealed = [one for record in records for one in _find_keys(record).values()]
+    if not sealed or any(is_sealed_under(one, kek) for one in sealed):
+        return
+    what = "is not the one that the issuer keys in this database are sealed under"
+    remedy = (
+        "Name that one in the settings ([keys]). If it is lost or stolen, docs/operations.md says how another one takes "
+        "its place (estd apply --new-key)."
+    )
+    raise Invalid([Problem("the key-encryption key", what, remedy)])
+
+
 # --- private -------------------------------------------------------------------------------------------------------
 
 
@@ -89,16 +150,37 @@ def _check_labels(rules: Ecosystem, records: list[EcosystemRecord]) -> None:
     taken: dict[str, str] = {}
     for record in records:
         if record.label != rules.label:
-            taken[record.label] = record.label
-            for profile in load_document(record.document).profiles.values():
-                if profile.label is not None:
-                    taken[profile.label] = record.label
+            taken |= dict.fromkeys({record.label, *peek_labels(record.document)}, record.label)
     mine = {"ecosystem.label": rules.label}
     mine |= {f"profile.{name}.label": p.label for name, p in rules.profiles.items() if p.label is not None}
     problems = [
         Problem(where, f"{label!r} leads to the ecosystem {taken[label]!r}", "Choose another label.")
         for where, label in mine.items()
         if label in taken
+    ]
+    if problems:
+        raise Invalid(problems)
+
+
+def _find_keys(record: EcosystemRecord) -> dict[str, bytes]:
+    """The sealed keys in use, by issuer: the newest of each name."""
+    newest = {issuer.name: issuer.sealed_key for issuer in record.issuers}
+    return {name: sealed for name, sealed in newest.items() if sealed is not None}
+
+
+def _check_renewed(kek: bytes, old: Ecosystem | None, rules: Ecosystem, current: EcosystemRecord | None) -> None:
+    """Whether no issuer keeps a key that is sealed under another key-encryption key: a signer has one."""
+    wanted = decide_new_issuers(old, rules)
+    keys = {} if current is None else _find_keys(current)
+    kept = {spec.name: keys[spec.name] for spec in rules.issuers if spec.name in keys and spec.name not in wanted}
+    problems = [
+        Problem(
+            f"issuer {name!r}",
+            "would keep a key that is sealed under another key-encryption key",
+            "Raise its generation, so that it gets a new key; or import it again with its private key.",
+        )
+        for name, sealed in kept.items()
+        if not is_sealed_under(sealed, kek)
     ]
     if problems:
         raise Invalid(problems)

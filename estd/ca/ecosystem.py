@@ -107,6 +107,14 @@ def load_document(document: Mapping[str, Any]) -> Ecosystem:
     return _read(document, Problems("stored document"), None)
 
 
+def peek_labels(document: Mapping[str, Any]) -> set[str]:
+    """The labels in a stored document, also in one of which this version can read nothing else."""
+    profiles = document.get("profile")
+    tables = [document.get("ecosystem"), *(profiles.values() if isinstance(profiles, Mapping) else ())]
+    labels = (table.get("label") for table in tables if isinstance(table, Mapping))
+    return {label for label in labels if isinstance(label, str)}
+
+
 def write_document(ecosystem: Ecosystem) -> dict[str, Any]:
     """The canonical document: JSON-ready, complete in itself, the same for equal ecosystems."""
     limits = {

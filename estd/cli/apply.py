@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from estd.app.access import find_user, open_store
-from estd.app.apply import Applied, apply_document
+from estd.app.apply import Applied, apply_document, replace_own_issuer
 from estd.app.identity import ensure_ecosystem
 from estd.app.quickstart import read_ecosystem
 from estd.ca.ecosystem import Ecosystem
@@ -33,11 +33,16 @@ as they are. A running server follows within a second.
 @click.command(help=_HELP, short_help="Put the rules of an ecosystem into force.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option(
+    "--new-key",
+    is_flag=True,
+    help="The key-encryption key is another one than before, which was lost or stolen; every issuer has to be new.",
+)
 @server_options
 @json_option
-def apply(files: tuple[Path, ...], dry_run: bool, config: Config, as_json: bool) -> None:
+def apply(files: tuple[Path, ...], dry_run: bool, new_key: bool, config: Config, as_json: bool) -> None:
     """See `_HELP`."""
-    applied = run_async(_apply(config, _read_all(files), dry_run))
+    applied = run_async(_apply(config, _read_all(files), dry_run, new_key))
     if as_json:
         write_json(
             [
@@ -78,13 +83,16 @@ def _read_all(files: tuple[Path, ...]) -> list[Ecosystem]:
     return documents
 
 
-async def _apply(config: Config, documents: list[Ecosystem], dry_run: bool) -> list[Applied]:
+async def _apply(config: Config, documents: list[Ecosystem], dry_run: bool, new_key: bool) -> list[Applied]:
     kek = read_key_encryption_key(config)
     async with open_store(config) as store:
         # All are tried before the first is applied: rules that do not fit what exists must not leave half of it done.
-        tried = [await apply_document(store, kek, one, find_user(), dry_run=True) for one in documents]
+        user = find_user()
+        tried = [await apply_document(store, kek, one, user, dry_run=True, new_key=new_key) for one in documents]
         if dry_run:
             return tried
         # A server whose signers run on their own has no key to make it with at its first start.
         await ensure_ecosystem(store, kek)
-        return [await apply_document(store, kek, one, find_user()) for one in documents]
+        if new_key:
+            await replace_own_issuer(store, kek, user)
+        return [await apply_document(store, kek, one, user, new_key=new_key) for one in documents]

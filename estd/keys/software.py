@@ -103,6 +103,11 @@ def unseal(sealed: bytes, kek: bytes, context: bytes) -> SoftwareKey:
     return SoftwareKey(serialization.load_der_private_key(plain, None))
 
 
+def is_sealed_under(sealed: bytes, kek: bytes) -> bool:
+    """Whether a sealed key names this key-encryption key; it is not opened, so it may be damaged all the same."""
+    return sealed[:_HEADER_BYTES] == _MAGIC + _kek_name(kek)
+
+
 def read_private_key(content: bytes, where: str) -> SoftwareKey:
     """Read an operator's unencrypted private key, PEM or DER.
 

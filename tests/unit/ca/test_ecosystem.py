@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from estd.ca.ecosystem import Ecosystem, Limits, load_document, read_document, write_document
+from estd.ca.ecosystem import Ecosystem, Limits, load_document, peek_labels, read_document, write_document
 from estd.errors import Invalid
 
 FULL = """
@@ -186,6 +186,15 @@ def test_everything_wrong_comes_at_once(complaints: Callable[..., list[str]]) ->
     )
     where = {one.split(": ")[1] for one in complaints(text)}
     assert {"ecosystem.label", "issuer[a].key", "profile.p.issuer", "profile.p.keys"} <= where
+
+
+def test_labels_are_found_in_what_cannot_be_read(read: Callable[..., Ecosystem], minimal: str) -> None:
+    document = write_document(read(minimal))
+    document["profile"]["device"]["label"] = "gates"
+    assert peek_labels(document) == {document["ecosystem"]["label"], "gates"}
+    assert peek_labels({**document, "format": 99, "profile": {"a": {"label": 7}, "b": None}}) == {"plant"}
+    for strange in ({}, {"ecosystem": None, "profile": ["label"]}, {"ecosystem": {"label": ["plant"]}}):
+        assert peek_labels(strange) == set()
 
 
 def test_a_stored_document_that_was_tampered_with_is_refused(read: Callable[..., Ecosystem], minimal: str) -> None:

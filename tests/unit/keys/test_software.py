@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, paddin
 from estd.asn1.spki import KEY_TYPES, key_type
 from estd.errors import Invalid
 from estd.keys.contract import ALGORITHMS, SigningKey
-from estd.keys.software import SoftwareKey, generate, read_private_key, seal, unseal
+from estd.keys.software import SoftwareKey, generate, is_sealed_under, read_private_key, seal, unseal
 
 KEK = bytes(range(32))
 MESSAGES = [b"first", b"second", b""]
@@ -76,6 +76,15 @@ def test_each_altered_or_missing_octet_keeps_it_shut() -> None:
             unseal(sealed[:index], KEK, b"context")
     with pytest.raises(Invalid):
         unseal(sealed + b"\0", KEK, b"context")
+
+
+def test_a_sealed_key_names_what_it_is_sealed_under() -> None:
+    sealed = seal(generate("ed25519"), KEK, b"context")
+    assert is_sealed_under(sealed, KEK)
+    assert is_sealed_under(sealed[:-1] + b"\0", KEK), "nothing is opened"
+    assert not is_sealed_under(sealed, bytes(32))
+    for other in (b"", b"ESK", b"ESK\x02" + sealed[4:], b"sealed"):
+        assert not is_sealed_under(other, KEK)
 
 
 def test_another_context_or_key_encryption_key_keeps_it_shut() -> None:
