@@ -45,6 +45,10 @@ class Control:
         while (message := await self.receive()) is not None:
             yield message
 
+    def abandon(self) -> None:
+        """Let go of the channel at once; see `estd.app.signers.SignerControl.abandon`."""
+        self._writer.transport.abort()
+
     def close(self) -> None:
         """Close this end."""
         self._writer.close()

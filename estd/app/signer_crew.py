@@ -53,6 +53,8 @@ class SignerCrew:
         """Where they answer, by slot."""
         self.controls: dict[str, SignerControl] = {}
         """The newest control channel of each, by name."""
+        self._opened: dict[str, SignerControl] = {}
+        """The same, from before it is loaded."""
         self._signers: list[Child | SignerLink] = []
         self._surplus: list[Heir] = []
         """Signers of a predecessor that have no slot here."""
@@ -168,11 +170,16 @@ class SignerCrew:
         settings_fd = os.memfd_create(f"{name}-settings")
         stack.callback(os.close, settings_fd)
         os.write(settings_fd, msgspec.json.encode(settings))
-        return Child(name, ["-m", "estd.signer.server"], [settings_fd], self._greeter_of(name))
+
+        def let_go(_pid: int) -> None:
+            if name in self._opened:
+                self._opened.pop(name).abandon()
+
+        return Child(name, ["-m", "estd.signer.server"], [settings_fd], self._greeter_of(name), ended=let_go)
 
     def _greeter_of(self, name: str) -> Callable[[socket.socket], Coroutine[None, None, SignerControl]]:
         async def greet(end: socket.socket) -> SignerControl:
-            control = await SignerControl.open(end)
+            control = self._opened[name] = await SignerControl.open(end)
             try:
                 if self._kek is not None:
                     await control.unlock(self._kek)

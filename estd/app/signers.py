@@ -79,6 +79,12 @@ class SignerControl:
         """Close the channel; the signer finishes and exits, unless it runs on its own."""
         self._writer.close()
 
+    def abandon(self) -> None:
+        """Let go of the channel at once, before its descriptor is closed and given to the next: the event loop goes by its
+        number, and would neither listen to that one nor notice.
+        """
+        self._writer.transport.abort()
+
     def _next(self) -> int:
         self._number += 1
         return self._number

@@ -116,26 +116,31 @@ class WorkerCrew:
 
     def _make_worker(self, slot: int) -> Child:
         name = f"worker-{self.generation}-{slot}"
-        return Child(
-            name,
-            _PROGRAM,
-            [self._listener.fileno()],
-            self._greeter_of(name, slot),
-            # Read by OpenSSL at its start; see the file for the one setting it holds.
-            {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
-            self._ended,
-        )
+        opened: list[Control] = []
 
-    def _greeter_of(self, name: str, slot: int) -> Callable[[socket.socket], Coroutine[None, None, None]]:
         async def greet(end: socket.socket) -> None:
-            control = await Control.open(end)
+            opened.append(await Control.open(end))
+            control = opened[-1]
             control.send(msgspec.to_builtins(self._write_settings(name, slot)))
             answer = await control.receive()
             if answer is None or not answer.get("ready"):
                 raise Broken("the worker ended before it was ready")
             self._controls[name] = control
 
-        return greet
+        def ended(pid: int) -> None:
+            while opened:
+                opened.pop().abandon()
+            self._ended(pid)
+
+        return Child(
+            name,
+            _PROGRAM,
+            [self._listener.fileno()],
+            greet,
+            # Read by OpenSSL at its start; see the file for the one setting it holds.
+            {"OPENSSL_CONF": str(files("estd.web") / "openssl.cnf")},
+            ended,
+        )
 
     def _dismiss(self, worker: Child) -> None:
         """Have a worker finish what it has in hand, and do not wait for it."""

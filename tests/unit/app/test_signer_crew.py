@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
 import pwd
 import signal
@@ -137,6 +138,20 @@ async def test_new_rules_reach_every_signer(config: Config, runtime: Path, own: 
                         await asyncio.sleep(0.02)
         following.cancel()
         await asyncio.wait({following})
+
+
+async def test_one_that_was_killed_is_heard_again(config: Config, runtime: Path, own: PostgresStore) -> None:
+    """Its new control channel may have the very descriptor of the one before, which must not take it along."""
+    async with started(SignerCrew(dataclasses.replace(config, signers=1), KEK, runtime, own)) as crew:
+        ecosystem, version = (await find_versions(own))[LABEL]
+        (heir,) = crew.heirs
+        os.kill(heir.pid, signal.SIGKILL)
+        await until(lambda: not crew.is_ready("signer-0"))
+        await until(lambda: crew.is_ready("signer-0"))
+        (again,) = crew.heirs
+        assert (again.pid != heir.pid, again.control) == (True, heir.control)
+        gc.collect()
+        assert await ask(crew, "signer-0") == {ecosystem: [version]}
 
 
 async def test_a_killed_signer_comes_back_while_the_database_is_away(
