@@ -33,7 +33,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/audit.py": ("contracts/test_store.py", "a value; its fields are stored and found again there"),
     "estd/errors.py": ("unit/est/test_messages.py", "a vocabulary; the test walks every code"),
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
-    "estd/app/ops.py": (_LIVE, "its three paths are asked there"),
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
     "estd/app/reconciling.py": (
         "integration/test_reconcile.py",

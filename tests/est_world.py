@@ -293,7 +293,7 @@ async def open_world(database: Database, profile: str = "", more: str = "") -> A
         records = {record.label: record for record in found}
         control, path = await stack.enter_async_context(_run_signer())
         await control.unlock(KEK)
-        await control.load(found)
+        assert await control.load(found) == []
         signers = SignerPool([path])
         stack.push_async_callback(signers.close)
         trail = Trail(store)

@@ -68,7 +68,7 @@ class SignerProcess:
 
     async def load(self, record: EcosystemRecord) -> None:
         assert self._control is not None
-        await self._control.load([record])
+        assert await self._control.load([record]) == []
 
     async def kill(self) -> None:
         assert self._process is not None

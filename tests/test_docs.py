@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from estd import config
+from estd.app import troubles
 from estd.cli import estd as command_line
 from estd.errors import Code
 from estd.est import messages
@@ -31,7 +32,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    found = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    found = [one for one in (*vars(metrics).values(), *vars(troubles).values()) if isinstance(one, MetricWrapperBase)]
     names = {one._name + ("_total" if one._type == "counter" else "") for one in found}
     assert names
     assert set(re.findall(r"^\| `(estd_\w+)`", section("Metrics"), re.MULTILINE)) == names

@@ -1,7 +1,8 @@
 """The ops port: liveness, readiness and metrics over plain HTTP, for the machine's own network only.
 
 ``/healthz`` answers as long as the supervisor turns (a database that is away must not get a server killed), ``/readyz``
-says which part is missing, ``/metrics`` adds up what all workers counted, and tells the same as ``/readyz`` for alerts.
+says which part is missing, ``/metrics`` adds up what all workers counted, and tells the same as ``/readyz`` for alerts. An
+ecosystem that cannot be served makes nothing unready, since the others can; ``/readyz`` names it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from estd.app import troubles
 from estd.app.totals import fold
 from estd.web import metrics
 
@@ -52,16 +54,18 @@ class OpsServer:
         return web.json_response({"status": "alive"})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        missing = await self._report()
+        missing, ecosystems = await self._report(), troubles.find()
+        answer: dict[str, object] = {"status": "not ready" if missing else "ready", "missing": missing}
+        if ecosystems:
+            answer["ecosystems"] = ecosystems
         if missing:
-            return web.json_response(
-                {"status": "not ready", "missing": missing}, status=503, headers={"Retry-After": "5"}
-            )
-        return web.json_response({"status": "ready", "missing": {}})
+            return web.json_response(answer, status=503, headers={"Retry-After": "5"})
+        return web.json_response(answer)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
         metrics.show_missing(await self._report())
         registry.register(metrics.READY)
-        return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")
+        body = generate_latest(registry) + generate_latest(troubles.REGISTRY)
+        return web.Response(body=body, content_type="text/plain", charset="utf-8")

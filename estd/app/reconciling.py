@@ -21,7 +21,7 @@ from estd.app.checking import is_running
 from estd.app.children import Child
 from estd.app.signers import SignerControl
 from estd.config import Config, read_key_encryption_key
-from estd.errors import Invalid, Problem
+from estd.errors import Broken, Invalid, Problem
 from estd.ra.enrollment import Enrollment
 from estd.ra.reconciliation import Reconciliation, Report, find_slots
 from estd.signer.client import SignerPool
@@ -78,7 +78,9 @@ async def _start_signers(config: Config, store: Store, journals: Sequence[Path])
             control = await SignerControl.open(end)
             controls.append(control)  # an end that nobody holds is closed
             await control.unlock(kek)
-            await control.load(records)
+            if refused := await control.load(records):
+                # What its keys signed could not be restored, and half of it is not what was asked for.
+                raise Broken("; ".join(f"{one.record.label}: {one.detail}" for one in refused))
             return control
 
         for directory in journals:

@@ -4,6 +4,9 @@ They are children of ours, or run on their own (`estd.app.signer_link`); who ask
 all rules when it ends, so it is loaded whenever it comes, and until then it is not ready; those that stay are told of every
 new version. Children of a predecessor (`estd.app.handover`) go one after the other, so that there is always one that
 answers.
+
+An ecosystem that they refuse is not served, and the others are (`estd.app.troubles` tells of it). A signer that refuses all
+has another key than ours, and is not ready.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Final
 
 import msgspec
 
+from estd.app import troubles
+from estd.app.apply import check_key
 from estd.app.children import Adopted, Child, require_ready
 from estd.app.handover import Heir, write_heirs
 from estd.app.signer_link import SignerLink
@@ -85,6 +90,7 @@ class SignerCrew:
 
         Raises:
             Broken: one is not ready in time; `stop` is wanted all the same.
+            Invalid: the key-encryption key opens nothing.
         """
         if self._config.signer_sockets:
             self._surplus = list(heirs)
@@ -95,6 +101,10 @@ class SignerCrew:
                 link.start()
             await require_ready(self._signers)
             return
+        if self._kek is not None:
+            # A signer would refuse it as well, again and again. A database that is away meanwhile is waited for.
+            with contextlib.suppress(Unavailable):
+                check_key(self._kek, await self._store.find_ecosystems())
         journals = self._config.data_directory / "journal"
         journals.mkdir(mode=0o700, exist_ok=True)
         for slot in range(len(self.sockets)):
@@ -121,6 +131,8 @@ class SignerCrew:
     async def stop(self) -> None:
         """Stop the children of ours, and let go of signers that run on their own."""
         await asyncio.gather(*(signer.stop() for signer in self._signers))
+        for signer in self._signers:
+            troubles.note(signer.name, {})
 
     def notice(self) -> None:
         """The ecosystems may have changed: have `follow` read them again."""
@@ -137,25 +149,37 @@ class SignerCrew:
                 behind = {signer.name for signer in self._signers}
             try:
                 self._ecosystems = await self._store.find_ecosystems()
+                for signer in self._signers:
+                    if signer.name in behind and await self._catch_up(signer):
+                        behind.discard(signer.name)
             except Unavailable:
-                await asyncio.sleep(_RETRY_EVERY_SECONDS)
-                continue
-            for signer in self._signers:
-                control = self.controls.get(signer.name)
-                if signer.name not in behind or control is None or not signer.ready:
-                    continue
-                try:
-                    await control.load(self._ecosystems)
-                except (Broken, OSError, TimeoutError) as fault:
-                    detail = str(fault) or type(fault).__name__
-                    _log.error("a signer did not take the new rules", extra={"child": signer.name, "detail": detail})
-                    if not isinstance(fault, Broken):
-                        continue
-                behind.discard(signer.name)
+                pass  # whoever watches the database says so
+            except Exception:  # noqa: BLE001 - whoever stops here leaves every ecosystem with its old rules
+                _log.exception("the signers could not be told of new rules; they are told again")
             if behind:
                 await asyncio.sleep(_RETRY_EVERY_SECONDS)
 
     # --- private -----------------------------------------------------------------------------------------------------
+
+    async def _catch_up(self, signer: Child | SignerLink) -> bool:
+        """Load one signer with what was read last; whether that was possible."""
+        control = self.controls.get(signer.name)
+        if control is None or not signer.ready:
+            return False
+        try:
+            await self._load(signer.name, control)
+        except (Broken, OSError, TimeoutError) as fault:
+            detail = str(fault) or type(fault).__name__
+            _log.error("a signer did not take the new rules", extra={"child": signer.name, "detail": detail})
+            return False
+        return True
+
+    async def _load(self, name: str, control: SignerControl) -> None:
+        for one in await control.load(self._ecosystems):
+            facts = {"child": name, "ecosystem": one.record.label, "version": one.record.version}
+            _log.error("an ecosystem is not served: a signer refused it", extra={**facts, "detail": one.detail})
+        refused = control.unloaded.values()
+        troubles.note(name, {one.record.label: f"version {one.record.version}: {one.detail}" for one in refused})
 
     def _make_child(self, slot: int, journals: Path, stack: contextlib.AsyncExitStack) -> Child:
         settings = SignerSettings(
@@ -183,7 +207,10 @@ class SignerCrew:
             try:
                 if self._kek is not None:
                     await control.unlock(self._kek)
-                await control.load(await self._find_ecosystems())
+                await self._find_ecosystems()
+                await self._load(name, control)
+                if self._ecosystems and len(control.unloaded) == len(self._ecosystems):
+                    raise Broken(f"{name} refuses every ecosystem: {next(iter(control.unloaded.values())).detail}")
             except BaseException:
                 control.close()
                 raise

@@ -22,18 +22,21 @@ from database_proxy import database_proxy
 from patience import until
 from postgres_fixture import Database
 
+from estd.app import troubles
 from estd.app.apply import apply_document
 from estd.app.handover import Heir
 from estd.app.identity import LABEL, ensure_ecosystem
 from estd.app.signer_crew import SignerCrew
 from estd.ca.ecosystem import read_document
 from estd.config import Config
-from estd.errors import Broken
+from estd.errors import Broken, Invalid
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
+from estd.store.contract import EcosystemRecord
 from estd.store.postgres import PostgresStore
 
 KEK = bytes(range(32))
+OTHER = bytes(range(1, 33))
 PLANT = """
 [ecosystem]
 label = "plant"
@@ -78,9 +81,9 @@ async def started(crew: SignerCrew, *heirs: Heir) -> AsyncIterator[SignerCrew]:
     assert not crew.any_ready
 
 
-async def apply_plant(store: PostgresStore, name: str) -> None:
+async def apply_plant(store: PostgresStore, name: str, kek: bytes = KEK) -> None:
     rules = read_document(PLANT.format(name=name), "test.toml", lambda path: path.encode())
-    await apply_document(store, KEK, rules, "tester")
+    await apply_document(store, kek, rules, "tester", new_key=kek != KEK)
 
 
 async def find_versions(store: PostgresStore) -> dict[str, tuple[int, int]]:
@@ -140,6 +143,58 @@ async def test_new_rules_reach_every_signer(config: Config, runtime: Path, own: 
         await asyncio.wait({following})
 
 
+async def until_known(crew: SignerCrew, *wanted: tuple[int, int]) -> None:
+    """Both signers know these versions of these ecosystems, and no other ecosystem."""
+    for signer in ("signer-0", "signer-1"):
+        async with asyncio.timeout(10):
+            while True:
+                known = await ask(crew, signer)
+                if known.keys() == dict(wanted).keys() and all(version in known[one] for one, version in wanted):
+                    break
+                await asyncio.sleep(0.02)
+
+
+async def test_an_ecosystem_that_does_not_open_takes_nothing_from_the_others(
+    config: Config, runtime: Path, own: PostgresStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither at a start nor while they serve, nor when a signer comes back; and it comes back itself."""
+    await apply_plant(own, "Harbour Plant", OTHER)
+    async with started(SignerCrew(config, KEK, runtime, own)) as crew:
+        following = asyncio.create_task(crew.follow())
+        versions = await find_versions(own)
+        await until_known(crew, versions[LABEL])
+        assert crew.is_ready("signer-0")
+        assert crew.is_ready("signer-1")
+        assert set(troubles.find()) == {"plant"}
+        assert "version 1: sealed key: was sealed with another key-encryption key" in troubles.find()["plant"]
+        told = {
+            (one.__dict__["child"], one.__dict__["ecosystem"]) for one in caplog.records if "refused" in one.message
+        }
+        assert told == {("signer-0", "plant"), ("signer-1", "plant")}
+        # Another one is applied while it is in the way.
+        rules = read_document(PLANT.replace("plant", "zoo").format(name="Zoo"), "zoo.toml", lambda path: path.encode())
+        await apply_document(own, KEK, rules, "tester")
+        versions = await find_versions(own)
+        crew.notice()
+        await until_known(crew, versions[LABEL], versions["zoo"])
+        for name in ("signer-0", "signer-1"):
+            (pid,) = [heir.pid for heir in crew.heirs if heir.name == name]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda name=name: not crew.is_ready(name))
+            await until(lambda name=name: crew.is_ready(name))
+        await until_known(crew, versions[LABEL], versions["zoo"])
+        # Its keys are made anew, under the right key.
+        text = PLANT.replace('name = "devices"', 'name = "devices"\ngeneration = 2').format(name="Harbour Plant")
+        await apply_document(own, KEK, read_document(text, "test.toml", lambda path: path.encode()), "tester")
+        versions = await find_versions(own)
+        crew.notice()
+        await until_known(crew, *versions.values())
+        await until(lambda: not troubles.find())
+        following.cancel()
+        await asyncio.wait({following})
+    assert troubles.find() == {}
+
+
 async def test_one_that_was_killed_is_heard_again(config: Config, runtime: Path, own: PostgresStore) -> None:
     """Its new control channel may have the very descriptor of the one before, which must not take it along."""
     async with started(SignerCrew(dataclasses.replace(config, signers=1), KEK, runtime, own)) as crew:
@@ -152,6 +207,39 @@ async def test_one_that_was_killed_is_heard_again(config: Config, runtime: Path,
         assert (again.pid != heir.pid, again.control) == (True, heir.control)
         gc.collect()
         assert await ask(crew, "signer-0") == {ecosystem: [version]}
+
+
+async def test_a_key_that_opens_nothing_is_told_before_anything_starts(
+    config: Config, runtime: Path, own: PostgresStore
+) -> None:
+    crew = SignerCrew(config, OTHER, runtime, own)
+    with pytest.raises(Invalid, match="the key-encryption key: is not the one"):
+        async with started(crew):
+            pytest.fail("it opens nothing")
+    assert crew.heirs == []
+
+
+async def test_a_fault_that_nobody_foresaw_is_logged_and_the_rules_come_all_the_same(
+    config: Config, runtime: Path, own: PostgresStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(SignerCrew(config, KEK, runtime, own)) as crew:
+        following = asyncio.create_task(crew.follow())
+        real, failed = own.find_ecosystems, asyncio.Event()
+
+        async def fail_once() -> list[EcosystemRecord]:
+            if not failed.is_set():
+                failed.set()
+                raise ZeroDivisionError("what nobody foresaw")
+            return await real()
+
+        monkeypatch.setattr(own, "find_ecosystems", fail_once)
+        crew.notice()
+        await failed.wait()
+        await apply_plant(own, "Harbour Plant")
+        await until_known(crew, *(await find_versions(own)).values())
+        assert "the signers could not be told of new rules" in caplog.text
+        following.cancel()
+        await asyncio.wait({following})
 
 
 async def test_a_killed_signer_comes_back_while_the_database_is_away(

@@ -1,0 +1,57 @@
+"""The ops port: what it answers while something is missing, or some ecosystem is in trouble."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from estd.app import troubles
+from estd.app.ops import OpsServer
+
+
+class Ops:
+    """A server whose report is what a test says."""
+
+    def __init__(self) -> None:
+        self.missing: dict[str, str] = {}
+        self.url = ""
+
+    async def report(self) -> dict[str, str]:
+        return self.missing
+
+    async def ask(self, path: str) -> tuple[int, str | None, str]:
+        """Status, Retry-After and body."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
+            return answer.status, answer.headers.get("Retry-After"), await answer.text()
+
+
+@pytest.fixture
+async def ops(tmp_path: Path) -> AsyncIterator[Ops]:
+    ops = Ops()
+    server = OpsServer(ops.report, tmp_path)
+    ops.url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
+    yield ops
+    troubles.note("signer-0", {})
+    await server.stop()
+
+
+async def test_ready_means_that_nothing_is_missing(ops: Ops) -> None:
+    assert await ops.ask("/readyz") == (200, None, '{"status": "ready", "missing": {}}')
+    ops.missing["workers"] = "none is ready"
+    assert await ops.ask("/readyz") == (503, "5", '{"status": "not ready", "missing": {"workers": "none is ready"}}')
+    assert await ops.ask("/healthz") == (200, None, '{"status": "alive"}')
+
+
+async def test_an_ecosystem_in_trouble_is_named_and_the_server_is_ready(ops: Ops) -> None:
+    troubles.note("signer-0", {"aaa": "version 1: why, and what to do"})
+    named = '"ecosystems": {"aaa": "version 1: why, and what to do"}'
+    assert await ops.ask("/readyz") == (200, None, f'{{"status": "ready", "missing": {{}}, {named}}}')
+    ops.missing["workers"] = "none is ready"
+    status, _, text = await ops.ask("/readyz")
+    assert status == 503
+    assert named in text
+    _, _, metrics = await ops.ask("/metrics")
+    assert 'estd_ecosystem_unloaded{ecosystem="aaa"} 1.0' in metrics
