@@ -38,7 +38,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "integration/test_reconcile.py",
         "sets the database of a real server back, and brings it up",
     ),
-    "estd/app/wiring.py": (_LIVE, "puts together the workers that answer there"),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
     # Commands as a person types them.
     "estd/cli/__init__.py": ("unit/cli/test_command_line.py", "the tree of commands, walked as a whole"),

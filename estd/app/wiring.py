@@ -155,12 +155,17 @@ class Worker:
             await self._reload.wait()
             self._reload.clear()
             try:
-                self._est.directory = await _read_directory(self._store, self._settings.default_ecosystem)
+                self._est.directory = await _read_directory(
+                    self._store, self._settings.default_ecosystem, self._est.directory
+                )
+                continue
             except Unavailable as reason:
-                # The old rules stay in force until the new ones can be read; asking again is all that helps.
                 _log.warning("ecosystems could not be read again", extra={"detail": reason.detail})
-                self._reload.set()
-                await asyncio.sleep(_RELOAD_PAUSE_SECONDS)
+            except Exception:  # noqa: BLE001 - a worker that stops here would go on serving what is revoked from now on
+                _log.exception("ecosystems could not be read again for a fault of ours")
+            # The old rules stay in force until the new ones can be read; asking again is all that helps.
+            self._reload.set()
+            await asyncio.sleep(_RELOAD_PAUSE_SECONDS)
 
 
 def _fit_limits() -> Limits:
@@ -173,9 +178,9 @@ def _fit_limits() -> Limits:
     return replace(limits, connections_in_all=min(limits.connections_in_all, max(16, hard - _OTHER_FILES)))
 
 
-async def _read_directory(store: Store, default: str | None) -> Directory:
+async def _read_directory(store: Store, default: str | None, before: Directory | None = None) -> Directory:
     ecosystems, revocations = await store.find_ecosystems(), await store.find_revocations()
-    return Directory(ecosystems, revocations, default, await store.find_compromised_keys())
+    return Directory(ecosystems, revocations, default, await store.find_compromised_keys(), before)
 
 
 def _now() -> datetime:

@@ -195,8 +195,8 @@ class Est:
         ecosystem_id = None
         try:
             ecosystem_id = self.directory.find_place(label).ecosystem.ecosystem_id
-        except Refused:
-            pass  # the label itself is what was refused; the event says so
+        except (Refused, Unavailable):
+            pass  # the label itself is what was refused, or leads nowhere now; the event says so
         event = Event(
             at=exchange.at,
             kind=f"est.{operation}",

@@ -3,27 +3,32 @@
 A `Directory` is replaced as a whole whenever the store says that something changed; a request takes its `Place` once and
 uses nothing else, so it never sees half of an old rule and half of a new one. No I/O happens here: the worker hands in
 what it read from the store.
+
+Records are read one by one: of an ecosystem that cannot be read the version before stays in force, and neither the others
+nor the revocations wait for it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cryptography import x509
 from cryptography.x509 import verification
 
-from estd.ca.ecosystem import Anchor, Ecosystem, load_document
+from estd.ca.ecosystem import Anchor, Ecosystem, load_document, peek_labels
 from estd.ca.profile import Profile
-from estd.errors import Code, Refused
+from estd.errors import Code, Invalid, Refused, Unavailable
 from estd.store.contract import EcosystemRecord, IssuerRecord, Revocation
 
 _log = logging.getLogger(__name__)
 
 INTERNAL_LABEL: Final = "estd-server"
 """The server's own ecosystem; no path leads to it."""
+_CLOSED_SECONDS: Final = 60
+"""When to ask again for an ecosystem whose rules an operator has to mend first."""
 
 # IDevIDs carry neither the SAN nor the EKU that the default policy wants (IEEE 802.1AR §8); what a leaf must and must
 # not say is checked by `estd.ra.paths`; of CA certificates RFC 5280 §6.1.4 (k) and (n) are what it wants.
@@ -100,7 +105,15 @@ class Place:
 
 
 class Directory:
-    """All ecosystems by label, and the revoked serials of all issuers; `compromised` is what the store says of keys."""
+    """All ecosystems by label, and the revoked serials of all issuers.
+
+    Args:
+        records: the newest version of every ecosystem.
+        revocations: all that are in force.
+        default: the label that a path without one means.
+        compromised: (ecosystem_id, SHA-256 of a SubjectPublicKeyInfo) of keys that get no certificate any more.
+        before: the directory that this one takes the place of.
+    """
 
     def __init__(
         self,
@@ -108,16 +121,25 @@ class Directory:
         revocations: Iterable[Revocation],
         default: str | None,
         compromised: Iterable[tuple[int, bytes]] = (),
-    ):
+        before: Directory | None = None,
+    ) -> None:
         self._places: dict[str, Place] = {}
         self._contested: set[str] = set()
+        self._closed: set[str] = set()
+        """Labels of ecosystems of which no version could be read."""
         self._default = default
         self.ecosystems: dict[int, LiveEcosystem] = {}
+        self.unread: dict[int, int] = {}
+        """Ecosystem → its newest version, which could not be read."""
         keys: dict[int, list[bytes]] = {}
         for ecosystem_id, spki_sha256 in compromised:
             keys.setdefault(ecosystem_id, []).append(spki_sha256)
         for record in records:
-            live = _read_ecosystem(record, frozenset(keys.get(record.ecosystem_id, ())))
+            live = self._read(record, frozenset(keys.get(record.ecosystem_id, ())), before)
+            if live is None:
+                if record.label != INTERNAL_LABEL:
+                    self._closed |= {record.label, *peek_labels(record.document)}
+                continue
             self.ecosystems[live.ecosystem_id] = live
             rules = live.rules
             if rules.label == INTERNAL_LABEL:
@@ -130,6 +152,9 @@ class Directory:
         for label in self._contested:
             _log.error("two ecosystems claim one label; it leads nowhere", extra={"label": label})
             del self._places[label]
+        for label in self._closed & self._places.keys():
+            _log.error("two ecosystems claim one label; it leads nowhere", extra={"label": label})
+            del self._places[label]
         self.revoked = {(revocation.issuer_id, revocation.serial) for revocation in revocations}
 
     def find_place(self, label: str | None) -> Place:
@@ -137,21 +162,44 @@ class Directory:
 
         Raises:
             Refused: LABEL_UNKNOWN.
+            Unavailable: STORE_UNAVAILABLE, while the rules of that ecosystem cannot be read.
         """
         if label is None:
             # RFC 7030 §3.2.2 leaves the path without a label to the server; the operator names what it means.
-            if self._default is None or self._default not in self._places:
+            if self._default is None or not (self._default in self._places or self._default in self._closed):
                 raise Refused(
                     Code.LABEL_UNKNOWN,
                     "this server has no default ecosystem: put your ecosystem's label into the path, "
                     "/.well-known/est/LABEL/OPERATION",
                     "RFC 7030 §3.2.2",
                 )
-            return self._places[self._default]
+            label = self._default
+        place = self._places.get(label)
+        if place is not None:
+            return place
+        if label in self._closed:
+            raise Unavailable(Code.STORE_UNAVAILABLE, "the rules of this ecosystem cannot be read now", _CLOSED_SECONDS)
+        raise Refused(Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2")
+
+    def _read(
+        self, record: EcosystemRecord, compromised_keys: frozenset[bytes], before: Directory | None
+    ) -> LiveEcosystem | None:
+        """The version on record; if that cannot be read the one before, if there is one."""
         try:
-            return self._places[label]
-        except KeyError:
-            raise Refused(Code.LABEL_UNKNOWN, "no ecosystem or profile has this label", "RFC 7030 §3.2.2") from None
+            return _read_ecosystem(record, compromised_keys)
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong with one must not keep the others away
+            kept = None if before is None else before.ecosystems.get(record.ecosystem_id)
+            self.unread[record.ecosystem_id] = record.version
+            if before is None or before.unread.get(record.ecosystem_id) != record.version:
+                facts = {
+                    "ecosystem": record.label,
+                    "version": record.version,
+                    "kept_version": None if kept is None else kept.version,
+                    "detail": str(fault),
+                    "remedy": "If a newer estd wrote it, finish the upgrade; otherwise apply it again or restore its rows.",
+                }
+                _log.error("an ecosystem cannot be read", extra=facts, exc_info=not isinstance(fault, Invalid))
+            return None if kept is None else replace(kept, compromised_keys=compromised_keys)
 
     def _claim(self, label: str, place: Place) -> None:
         # Applying refuses a label that is taken, but two ecosystems may be applied at the same moment.

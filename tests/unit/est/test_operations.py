@@ -10,6 +10,7 @@ import base64
 import hashlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +45,7 @@ from estd.est.messages import STATUS, write_binding
 from estd.est.operations import OWN_ROOT, ROOT, ROUTES, Guarded, Public, Route, Streamed, takes_stream
 from estd.ra import admission, paths, refusals
 from estd.ra.admission import Purpose
+from estd.ra.directory import Directory
 from estd.ra.limits import Rate
 from estd.store.contract import Revocation
 from estd.wire.exchange import HOME as HOME_OF_PEER
@@ -805,6 +807,25 @@ async def test_a_strict_profile_puts_up_with_no_slash_at_the_end(demanding: Worl
 async def test_an_operation_that_is_no_label_of_anybody_is_found_at_the_root_only(world: World) -> None:
     assert (await world.ask("cacerts", None, Caller("x"), path=f"{ROOT}cacerts"))[1] == "ok"
     assert (await world.ask("cacerts", "cacerts", Caller("x")))[1] == Code.LABEL_UNKNOWN.value
+
+
+async def test_an_ecosystem_that_cannot_be_read_is_asked_for_again_later(world: World) -> None:
+    """Its neighbour is served, and the trail says what became of each request."""
+    records = [
+        replace(record, document={"format": 99}) if label == HOME else record for label, record in world.records.items()
+    ]
+    kept, world.est.directory = world.est.directory, Directory(records, [], HOME)
+    mark = await world.mark()
+    try:
+        for operation in ("cacerts", ENROLL):
+            _, outcome, reply = await world.ask(operation, HOME, world.born(HOME))
+            assert (outcome, reply.status) == (Code.STORE_UNAVAILABLE.value, 503)
+            assert int(dict(reply.headers)["Retry-After"]) > 0
+        assert read_certificate(await world.ask(ENROLL, NEIGHBOUR, world.born(NEIGHBOUR)))
+    finally:
+        world.est.directory = kept
+    told = [(event["code"], event["outcome"]) for event in (await world.since(mark)).events]
+    assert told == [(Code.STORE_UNAVAILABLE.value, "failed")] * 2 + [(None, "granted")]
 
 
 METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "QUERY"]

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from factory import NOW, Party, make_maker, make_record, make_rules
 
-from estd.errors import Code, Refused
+from estd.errors import Code, Refused, Unavailable
 from estd.ra.directory import INTERNAL_LABEL, Directory
 from estd.store.contract import EcosystemRecord, Revocation
 
@@ -148,6 +148,80 @@ def test_an_issuers_subject_is_as_its_certificates_name_it(records: dict[str, Ec
     assert devices.subject == devices.certificate.subject.public_bytes()
     assert devices.certificate.issuer.public_bytes() == root.subject
     assert devices.certificate == x509.load_der_x509_certificate(devices.record.certificate)
+
+
+NEWER = {"format": 99, "ecosystem": {"label": "campus"}, "profile": {"gateway": {"label": "campus-gateways", "new": 1}}}
+
+
+def damage(record: EcosystemRecord, how: str) -> EcosystemRecord:
+    """The record's next version, which cannot be read."""
+    if how == "certificate":
+        return replace(record, version=2, issuers=(replace(record.issuers[0], certificate=b"0\x00"),))
+    return replace(record, version=2, document=NEWER if how == "newer" else {"format": 1, "ecosystem": 7})
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, int | None]]:
+    """Ecosystem, version and kept version of each line about one that cannot be read."""
+    facts = [one.__dict__ for one in caplog.records if one.message == "an ecosystem cannot be read"]
+    assert all(one["remedy"] and one["detail"] for one in facts)
+    return [(one["ecosystem"], one["version"], one["kept_version"]) for one in facts]
+
+
+@pytest.mark.parametrize("how", ["newer", "certificate", "garbage"])
+def test_an_ecosystem_that_cannot_be_read_stays_as_it_was_and_nobody_else_does(
+    records: dict[str, EcosystemRecord], caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    before = Directory(records.values(), [], "campus")
+    bad, south = damage(records["campus"], how), replace(records["south"], version=2)
+    revocation = Revocation(100, b"\x01", "keyCompromise", NOW)
+    after = Directory([bad, south], [revocation], "campus", before=before)
+    assert after.find_place("campus") == before.find_place("campus")
+    assert after.find_place(None).ecosystem.version == 1
+    assert after.find_place("south").ecosystem.version == 2
+    assert after.revoked == {(100, b"\x01")}
+    assert errors(caplog) == [("campus", 2, 1)]
+    # Said once for each version; and it comes back when it can be read.
+    again = Directory([bad, south], [revocation], "campus", before=after)
+    again = Directory([replace(bad, version=3), south], [revocation], "campus", before=again)
+    assert errors(caplog) == [("campus", 2, 1), ("campus", 3, 1)]
+    mended = Directory([replace(records["campus"], version=4), south], [revocation], "campus", before=again)
+    assert mended.find_place("campus").ecosystem.version == 4
+    assert mended.unread == {}
+
+
+def test_an_ecosystem_of_which_nothing_was_ever_read_is_told_to_come_back(
+    records: dict[str, EcosystemRecord], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that has just started: a label that exists is not denied for good."""
+    directory = Directory([damage(records["campus"], "newer"), records["south"]], [], "campus")
+    for label in ("campus", "campus-gateways", None):
+        with pytest.raises(Unavailable) as caught:
+            directory.find_place(label)
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        assert caught.value.retry_after_seconds > 0
+    assert directory.labels == ("south", "south-gateways")
+    assert errors(caplog) == [("campus", 2, None)]
+    refusal(directory, "campus-")
+
+
+def test_a_label_of_one_that_cannot_be_read_does_not_lead_to_another(
+    makers: dict[str, Party], records: dict[str, EcosystemRecord]
+) -> None:
+    rules = make_rules(makers["south"], "south")
+    gateway = replace(rules.profiles["gateway"], label="campus-gateways")
+    thief = make_record(replace(rules, profiles={**rules.profiles, "gateway": gateway}), 2)
+    directory = Directory([damage(records["campus"], "newer"), thief], [], None)
+    with pytest.raises(Unavailable):
+        directory.find_place("campus-gateways")
+    assert directory.find_place("south").ecosystem.label == "south"
+
+
+def test_the_servers_own_ecosystem_leads_nowhere_even_if_it_cannot_be_read(makers: dict[str, Party]) -> None:
+    own = make_record(make_rules(makers["campus"], INTERNAL_LABEL), 7)
+    directory = Directory([replace(own, document={})], [], INTERNAL_LABEL)
+    for label in (None, INTERNAL_LABEL):
+        refusal(directory, label)
+    assert directory.unread == {7: 1}
 
 
 def test_revocations_are_by_issuer_and_serial(records: dict[str, EcosystemRecord]) -> None:
