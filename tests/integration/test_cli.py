@@ -499,3 +499,24 @@ def test_an_interrupted_demonstration_leaves_nothing_behind(tmp_path: Path) -> N
     assert process.wait(60) == 130
     assert list(tmp_path.iterdir()) == []
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_another_key_encryption_key_has_to_be_meant(tmp_path: Path) -> None:
+    """One that was mistaken would leave an ecosystem that no signer opens."""
+    (tmp_path / "plant.toml").write_text(PLANT)
+    settings = {}
+    for name, digit in (("first", "1"), ("second", "2")):
+        (tmp_path / name).touch(mode=0o600)
+        (tmp_path / name).write_text(digit * 64)
+        settings[name] = tmp_path / f"{name}.toml"
+        settings[name].write_text(f'data_directory = "data"\nkeys.file = "{name}"\n')
+    plant = tmp_path / "plant.toml"
+    assert ask("apply", plant, "--config", settings["first"])[0]["version"] == 1
+    status, error = refusal("apply", plant, "--config", settings["second"])
+    assert (status, "--new-key" in str(error)) == (2, True)
+    status, error = refusal("apply", plant, "--config", settings["second"], "--new-key")
+    assert (status, "Raise its generation" in str(error)) == (2, True)
+    plant.write_text(PLANT.replace('name = "root"', 'name = "root"\ngeneration = 2'))
+    assert ask("apply", plant, "--config", settings["second"], "--new-key")[0]["version"] == 2
+    assert refusal("apply", plant, "--config", settings["first"])[0] == 2
+    assert ask("apply", plant, "--config", settings["second"])[0]["changed"] is False
