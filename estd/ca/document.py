@@ -4,7 +4,8 @@ A `Table` hands out values that have the type asked for; what is wrong becomes a
 stands, what is wrong with it and what to write instead, and reading goes on with a harmless stand-in. Keys that nobody
 asked for are problems too. `Problems.check` refuses the document when there were any.
 
-Knows nothing about certificates. Must not import anything but the error vocabulary.
+Knows nothing about certificates. Must not import anything but the error vocabulary and
+`estd.ca.pattern`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from estd.ca.pattern import PATTERN_MAX_CHARACTERS, Pattern
 from estd.errors import Invalid, Problem
 
 INFINITE: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -130,7 +132,7 @@ class Table:
             return read_duration(default) or timedelta()
         return length
 
-    def pattern(self, key: str) -> re.Pattern[str] | None:
+    def pattern(self, key: str) -> Pattern | None:
         """A regular expression that a whole value has to match, or None when absent."""
         text = self.optional_text(key)
         if text is None:
@@ -139,10 +141,9 @@ class Table:
             self.complain(key, "is too long for a pattern", f"Use at most {PATTERN_MAX_CHARACTERS} characters.")
             return None
         try:
-            return re.compile(text)
-        except re.error as error:
-            remedy = "Mend it; use single quotes in TOML so that backslashes stay as they are."
-            self.complain(key, f"is not a regular expression ({error})", remedy)
+            return Pattern(text)
+        except ValueError as error:
+            self.complain(key, f"is not a regular expression that can be used here ({error})", PATTERN_REMEDY)
             return None
 
     def table(self, key: str) -> Table:
@@ -197,8 +198,10 @@ class Table:
         return value
 
 
-PATTERN_MAX_CHARACTERS: Final = 500
-"""The longest regular expression a document may hold."""
+PATTERN_REMEDY: Final = (
+    "Mend it: there are no backreferences, no look-around and no possessive quantifiers, counts end at 1000, and the end of"
+    " the text is \\z (docs/profiles.md, Patterns). Use single quotes in TOML so that backslashes stay as they are."
+)
 
 DURATION_REMEDY: Final = "Write a number and a unit, such as 90d; units are s, min, h, d, w and y (365 days)."
 

@@ -8,13 +8,13 @@ Must not import anything of the floors above, and knows no file, clock or random
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 from estd.asn1.oids import NAMES, OIDS
 from estd.ca.document import write_duration
+from estd.ca.pattern import Pattern
 from estd.ca.validity import Validity, write_validity
 from estd.ca.vocabulary import EXTENDED_KEY_USAGES, name_attribute_type
 
@@ -37,7 +37,7 @@ class AttributeRule:
     type: str
     """Dotted object identifier."""
     required: bool
-    pattern: re.Pattern[str] | None
+    pattern: Pattern | None
     """Has to match the whole value."""
     value: str | None
     """The only value it may have."""
@@ -53,7 +53,7 @@ class SanRule:
     """Kinds of name that may stand there; none means any, where the source is trusted anyway."""
     required: tuple[str, ...]
     """Kinds of which at least one name must stand there."""
-    patterns: tuple[tuple[str, re.Pattern[str]], ...]
+    patterns: tuple[tuple[str, Pattern], ...]
     """Kind → what the whole name has to match."""
     maximum: int
     critical: bool
@@ -134,7 +134,7 @@ def write_profile(profile: Profile) -> dict[str, Any]:
         "san_rule": {
             "types": [_write_san_type(kind) for kind in rule.types],
             "required": [_write_san_type(kind) for kind in rule.required],
-            "patterns": {_write_san_type(kind): pattern.pattern for kind, pattern in rule.patterns},
+            "patterns": {_write_san_type(kind): pattern.text for kind, pattern in rule.patterns},
             "max": rule.maximum,
             "critical": rule.critical,
         },
@@ -174,7 +174,7 @@ def _write_attribute(rule: AttributeRule) -> dict[str, Any]:
     content = {
         "type": name_attribute_type(rule.type),
         "required": rule.required,
-        "pattern": None if rule.pattern is None else rule.pattern.pattern,
+        "pattern": None if rule.pattern is None else rule.pattern.text,
         "value": rule.value,
         "string_type": rule.string_type or "any",
     }

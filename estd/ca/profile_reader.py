@@ -10,7 +10,6 @@ Must not import anything of the floors above, and knows no file, clock or random
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
@@ -20,6 +19,7 @@ from estd.asn1.oids import OIDS
 from estd.asn1.spki import KEY_TYPES
 from estd.ca.document import Problems, Table
 from estd.ca.ecosystems import READY
+from estd.ca.pattern import Pattern
 from estd.ca.profile import (
     CSRATTRS,
     KEY_ID_METHODS,
@@ -176,7 +176,7 @@ def _read_attributes(table: Table) -> tuple[AttributeRule, ...]:
             string_type=None if string_type == "any" else string_type,
         )
         inner.finish()
-        if rule.pattern is not None and rule.value is not None and rule.pattern.fullmatch(rule.value) is None:
+        if rule.pattern is not None and rule.value is not None and not rule.pattern.matches(rule.value):
             inner.complain("value", "does not match the rule's own pattern", "Keep one of value and pattern.")
         if any(other.type == oid and None in (other.value, rule.value) for other in rules):
             inner.complain("type", "has a rule already", "Keep one rule for a type, unless each names a value.")
@@ -249,7 +249,7 @@ def _read_san_types(table: Table, key: str) -> tuple[str, ...]:
     return tuple(_read_san_type(table, key, text) for text in table.texts(key))
 
 
-def _read_san_patterns(table: Table) -> tuple[tuple[str, re.Pattern[str]], ...]:
+def _read_san_patterns(table: Table) -> tuple[tuple[str, Pattern], ...]:
     patterns = {_read_san_type(table, key, key): table.pattern(key) for key in table.take_keys()}
     table.finish()
     return tuple((kind, pattern) for kind, pattern in patterns.items() if pattern is not None)

@@ -65,6 +65,7 @@ def test_absent_values_are_the_defaults() -> None:
         ({"key": ["b"]}, lambda one: one.texts("key", (), ("bb", "c")), "'b' is not known here"),
         ({"key": "90m"}, lambda one: one.duration("key", "1h"), "'90m' is not a length of time"),
         ({"key": "("}, lambda one: one.pattern("key"), "is not a regular expression"),
+        ({"key": r"(a)\1"}, lambda one: one.pattern("key"), "there are no backreferences, no look-around"),
         ({"key": "a" * 501}, lambda one: one.pattern("key"), "is too long for a pattern"),
         ({"key": 1}, lambda one: one.table("key"), "must be a table, written as [profile.x.key]"),
         ({"key": {}}, lambda one: one.tables("key"), "must be a list of tables, each written as [[profile.x.key]]"),

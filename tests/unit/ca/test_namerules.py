@@ -140,6 +140,18 @@ def test_nobody_is_nameless(profile: Callable[[str], Profile]) -> None:
         check_san(profile('subject = "empty"\nsan = "credential"\n'), EMPTY_NAME, None)
 
 
+def test_a_name_made_for_a_pattern_with_many_ways_stops_nobody(profile: Callable[[str], Profile]) -> None:
+    # Tried one way after the other these would take longer than anybody waits.
+    subject = profile('subject_attribute = [{ type = "CN", pattern = "^(a+)+$" }]\n')
+    check_subject(subject, write_name("CN=" + "a" * 64))
+    with pytest.raises(Refused, match="is not of the form"):
+        check_subject(subject, write_name("CN=" + "a" * 63 + "-"))
+    names = profile('san = "credential"\nsan_rule = { patterns = { uri = "x:(a|aa)*" } }\n')
+    check_san(names, EMPTY_NAME, write_san([f"uri:x:{'a' * 1000}"]))
+    with pytest.raises(Refused, match="is not of the form"):
+        check_san(names, EMPTY_NAME, write_san([f"uri:x:{'a' * 1000}-"]))
+
+
 def test_a_value_too_long_for_a_pattern_is_not_matched(profile: Callable[[str], Profile]) -> None:
     long = profile('subject_attribute = [{ type = "description", pattern = "a*" }]\n')
     check_subject(long, write_name("description=" + "a" * 1024))
