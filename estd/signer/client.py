@@ -4,6 +4,8 @@
   whose journal is named, because nobody else knows what was prepared there.
 * No call hangs: a connection that breaks fails everything on its way at once, and the deadline fails the rest. Such an
   `Unavailable` means "unknown": after a seal ask `SignerPool.resume`, never prepare again on a guess.
+* A slot that let a deadline pass is silent, and nothing is prepared there, until it answers something. No probe is needed:
+  it owes the answers to what it was asked already, and gives them when it goes on.
 * Connections come back by themselves, with a growing pause.
 
 Must not import the server's side.
@@ -71,21 +73,24 @@ class SignerPool:
     ) -> tuple[str, list[PreparedItem | RefusedItem]]:
         """Have certificates built; the mark under which they are sealed or resumed, and an answer for each.
 
+        If the slot stops, dies or lets the deadline pass, another one is asked: without a seal nothing can come of what may
+        have been prepared.
+
         Args:
             items: what to prepare.
             beside: an earlier mark; the slot that gave it is taken if it can be, so that both are sealed together.
 
         Raises:
-            Unavailable: no slot answers; nothing can come of what may have been prepared.
+            Unavailable: no slot answers.
         """
         slot = await self._choose(beside)
         try:
             answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
         except Unavailable:
-            if slot.is_live:
-                raise  # it is there and does not answer; whoever comes next may be luckier
-            # It stopped or died, and nothing can come of what it prepared.
+            stayed, first_slot = slot.is_live, slot
             slot = await self._choose()
+            if stayed and (slot is first_slot or slot.is_silent):
+                raise  # there is no better one; whoever comes next may be luckier
             answer = await slot.call(Prepare(slot.next_number(), tuple(items)), Prepared, len(items))
         first = answer.items[0] if answer.items else None
         if isinstance(first, RefusedItem) and first.code is Code.SIGNER_UNAVAILABLE:
@@ -159,7 +164,13 @@ class SignerPool:
         journal = None if beside is None else journal_of(beside)
         live = (slot for slot in self._preferred if slot.is_live)
         return min(
-            live, key=lambda slot: (slot.avoid_until > now, journal is not None and slot.journal != journal, slot.load)
+            live,
+            key=lambda slot: (
+                slot.is_silent,
+                slot.avoid_until > now,
+                journal is not None and slot.journal != journal,
+                slot.load,
+            ),
         )
 
     def _notice(self) -> None:
@@ -197,6 +208,11 @@ class _Slot:
     def is_live(self) -> bool:
         """Whether there is a connection to it that has not broken."""
         return self.channel is not None and not self.channel.lost.done()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it let a deadline pass and has answered nothing since."""
+        return self.channel is not None and self.channel.silent
 
     def next_number(self) -> int:
         """The number of the next request."""
@@ -247,7 +263,7 @@ class _Slot:
 
     async def _connect(self) -> _Channel | None:
         try:
-            _, channel = await asyncio.get_running_loop().create_unix_connection(_Channel, self.path)
+            _, channel = await asyncio.get_running_loop().create_unix_connection(lambda: _Channel(self.path), self.path)
         except OSError:
             return None
         return channel
@@ -269,8 +285,11 @@ class _Slot:
 class _Channel(asyncio.Protocol):
     """One connection: requests out, answers matched to them by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
         loop = asyncio.get_running_loop()
+        self.silent = False
+        """It let a deadline pass, and has answered nothing since."""
+        self._path = path
         self.lost: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._reader = answer_reader()
@@ -291,6 +310,9 @@ class _Channel(asyncio.Protocol):
             _log.error("a signer sent something else: %s", fault)
             self.abort()
             return
+        if answers and self.silent:
+            self.silent = False
+            _log.warning("a signer answers again", extra={"path": self._path})
         for answer in answers:
             waiting = self._waiting.pop(answer.number, None)
             # Nobody waits for an answer that comes after its deadline.
@@ -329,7 +351,7 @@ class _Channel(asyncio.Protocol):
         frame = write_frame(message)
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[message.number] = future
-        deadline = self._loop.call_later(deadline_seconds, _give_up, future)
+        deadline = self._loop.call_later(deadline_seconds, self._give_up, future)
         self._transport.write(frame)
         try:
             return await future
@@ -337,9 +359,14 @@ class _Channel(asyncio.Protocol):
             deadline.cancel()
             self._waiting.pop(message.number, None)
 
-
-def _give_up(future: asyncio.Future[Answer]) -> None:
-    if not future.done():
+    def _give_up(self, future: asyncio.Future[Answer]) -> None:
+        if future.done():
+            return
+        if not self.silent:
+            self.silent = True
+            _log.error(
+                "a signer does not answer; others are asked as long as there are any", extra={"path": self._path}
+            )
         future.set_exception(Unavailable(Code.SIGNER_UNAVAILABLE, "the signer did not answer in time"))
 
 

@@ -166,6 +166,65 @@ async def test_a_signer_that_does_not_answer_meets_the_deadline(tmp_path: Path):
         await pool.close()
 
 
+def journal_of(answer: tuple[str, Any]) -> str:
+    return answer[0].split(".")[0]
+
+
+async def test_a_signer_that_does_not_answer_is_left_alone_until_it_does(tmp_path: Path):
+    directories = [tmp_path / "0", tmp_path / "1"]
+    for directory in directories:
+        directory.mkdir()
+    with harness.running(directories[0], slot=0) as first, harness.running(directories[1], slot=1) as second:
+        pool = SignerPool([first.path, second.path], deadline_seconds=0.5)
+        await live(pool, 2)
+        home = await pool.prepare([harness.item(0)])
+        os.kill(first.process.pid, signal.SIGSTOP)
+        # Nobody knows yet, so one request finds out, and another signer does it.
+        other = await pool.prepare([harness.item(1)])
+        assert journal_of(other) != journal_of(home)
+        # From then on nobody asks it, not even to prepare beside what was prepared there.
+        asked = first_slot(pool)._number
+        for number in range(2, 8):
+            mark, prepared = await pool.prepare([harness.item(number)], home[0])
+            assert journal_of((mark, prepared)) == journal_of(other)
+            assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
+        assert first_slot(pool)._number == asked
+        # Only it knows what became of what it prepared.
+        with pytest.raises(Unavailable, match="in time"):
+            await pool.resume(home[0], resumes(home[1]))
+        os.kill(first.process.pid, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while first_slot(pool).is_silent:
+                await asyncio.sleep(0.01)
+        assert journal_of(await pool.prepare([harness.item(9)])) == journal_of(home)
+        await pool.close()
+
+
+async def test_when_no_signer_answers_one_is_asked_all_the_same(tmp_path: Path):
+    directories = [tmp_path / "0", tmp_path / "1"]
+    for directory in directories:
+        directory.mkdir()
+    with harness.running(directories[0], slot=0) as first, harness.running(directories[1], slot=1) as second:
+        pool = SignerPool([first.path, second.path], deadline_seconds=1.0)
+        await live(pool, 2)
+        for signer in (first, second):
+            os.kill(signer.process.pid, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match="in time"):
+            await pool.prepare([harness.item(1)])
+        assert all(slot.is_silent for slot in pool._slots)
+        waiting = asyncio.ensure_future(pool.prepare([harness.item(2)]))
+        await asyncio.sleep(0)
+        os.kill(first.process.pid, signal.SIGCONT)
+        os.kill(second.process.pid, signal.SIGCONT)
+        mark, prepared = await waiting
+        assert isinstance((await pool.seal(mark, seals(prepared)))[0], bytes)
+        await pool.close()
+
+
+def first_slot(pool: SignerPool) -> Any:
+    return pool._slots[0]
+
+
 async def test_a_signer_that_dies_fails_its_calls_at_once_and_comes_back(tmp_path: Path):
     with harness.running(tmp_path) as signer:
         pool = SignerPool([signer.path], patience_seconds=0.2)
