@@ -115,6 +115,10 @@ class Child:
             self._end(signal.SIGKILL)
         await self._task
 
+    def kill(self) -> None:
+        """End the process now, since it does not answer; the slot is filled again."""
+        self._end(signal.SIGKILL)
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             _signal(self._process, number)

@@ -11,6 +11,8 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+from estd.errors import Broken
+
 _LINE_AT_MOST_BYTES = 1024 * 1024
 
 
@@ -20,6 +22,7 @@ class Control:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._number = 0
 
     @classmethod
     async def open(cls, end: socket.socket) -> Control:
@@ -39,6 +42,20 @@ class Control:
         except (ConnectionError, ValueError):
             return None
         return json.loads(line) if line.endswith(b"\n") else None
+
+    async def ping(self) -> None:
+        """Have the other end say that its loop turns; while this waits nobody else may `receive`.
+
+        Raises:
+            Broken: the other end is gone.
+        """
+        self._number += 1
+        self.send({"ping": self._number})
+        while (message := await self.receive()) is not None:
+            # An answer that came after its caller had given up is nobody's.
+            if message.get("pong") == self._number:
+                return
+        raise Broken("the other end closed the control channel")
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
         """All messages until the other end is gone."""

@@ -2,7 +2,7 @@
 
 ``/healthz`` answers as long as the supervisor turns (a database that is away must not get a server killed), ``/readyz``
 says which part is missing, ``/metrics`` adds up what all workers counted, and tells the same as ``/readyz`` for alerts. An
-ecosystem that cannot be served makes nothing unready, since the others can; ``/readyz`` names it.
+ecosystem that cannot be served, or a child that hangs while others do its work, makes nothing unready; ``/readyz`` names it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ Report = Callable[[], Awaitable[dict[str, str]]]
 class OpsServer:
     """Serves the three paths until stopped."""
 
-    def __init__(self, report: Report, metrics_directory: Path) -> None:
+    def __init__(self, report: Report, metrics_directory: Path, impaired: Callable[[], dict[str, str]] = dict) -> None:
+        """`report` says what is missing, and `impaired` what is wrong although devices can enroll."""
         self._report = report
+        self._impaired = impaired
         self._metrics_directory = metrics_directory
         self._runner: web.AppRunner | None = None
 
@@ -54,10 +56,12 @@ class OpsServer:
         return web.json_response({"status": "alive"})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        missing, ecosystems = await self._report(), troubles.find()
+        missing, ecosystems, impaired = await self._report(), troubles.find(), self._impaired()
         answer: dict[str, object] = {"status": "not ready" if missing else "ready", "missing": missing}
         if ecosystems:
             answer["ecosystems"] = ecosystems
+        if impaired:
+            answer["impaired"] = impaired
         if missing:
             return web.json_response(answer, status=503, headers={"Retry-After": "5"})
         return web.json_response(answer)

@@ -87,7 +87,7 @@ class Readiness:
             try:
                 report = await control.status()
             except (Broken, OSError, TimeoutError):
-                continue  # it ended; whoever keeps it alive says so
+                continue  # it ended or does not answer; whoever keeps it alive says so (`estd.app.heartbeat`)
             if report.hindrance:
                 return f"{name}: {report.hindrance}"
         return None

@@ -73,6 +73,11 @@ class SignerCrew:
         return any(signer.ready for signer in self._signers)
 
     @property
+    def members(self) -> list[Child | SignerLink]:
+        """The slots."""
+        return self._signers
+
+    @property
     def heirs(self) -> list[Heir]:
         """What a successor has to know of them; signers that run on their own it finds itself."""
         return write_heirs([signer for signer in self._signers if isinstance(signer, Child)])

@@ -17,6 +17,7 @@ from estd.signer.frames import (
     FrameError,
     Load,
     LoadedIssuer,
+    Ping,
     Status,
     StatusReport,
     Unlock,
@@ -90,6 +91,10 @@ class SignerControl:
     async def anchor(self, link_id: int, digest: bytes) -> None:
         """Have it keep how far the audit trail has come."""
         await self._call(Anchor(self._next(), link_id, digest))
+
+    async def ping(self) -> None:
+        """Have it say that its loop turns."""
+        await self._call(Ping(self._next()))
 
     async def status(self) -> StatusReport:
         """Its counters."""

@@ -29,6 +29,7 @@ from estd.app import identity
 from estd.app.checking import find_left_behind
 from estd.app.database import Database
 from estd.app.handover import Estate, become_successor, find_estate, try_program
+from estd.app.heartbeat import Heartbeat
 from estd.app.listening import open_listener
 from estd.app.ops import OpsServer
 from estd.app.readiness import Readiness
@@ -103,17 +104,19 @@ class Supervisor:
         else:
             self._listener = socket.socket(fileno=estate.listener)
         self.port = self._listener.getsockname()[1]
-        self._ops = OpsServer(self._report, self._runtime / "metrics")
+        self._ops = OpsServer(self._report, self._runtime / "metrics", self._find_silent)
         generation = 0 if estate is None else estate.generation
         self._workers = WorkerCrew(self._listener, self._write_settings, self._ops.forget, generation)
         self._signers = SignerCrew(config, self._kek, self._runtime, self._store)
+        self._signer_beats = Heartbeat(lambda: self._signers.members, self._signers.controls)
+        self._worker_beats = Heartbeat(lambda: self._workers.members, self._workers.controls)
         await self._signers.start([] if estate is None else estate.signers, self._stack)
         self._pool = SignerPool(self._signers.sockets)
         self._stack.push_async_callback(self._pool.close)
         self._enrollment = Enrollment(self._store, self._pool, _now, _ignore)
         journals = config.data_directory / "journal"
         self._readiness = Readiness(
-            self._signers.controls, self._signers.is_ready, self._database.directory, self._store.check
+            self._signers.controls, self._can_be_asked, self._database.directory, self._store.check
         )
         self._witness = Witness(self._store, self._pool, self._enrollment, journals, self._signers.controls)
         await self._witness.check()
@@ -125,6 +128,8 @@ class Supervisor:
         await self._store.subscribe(self._notice)
         self._tasks += [
             start_task(self._signers.follow()),
+            start_task(keep_doing("signers' heartbeat", self._signer_beats.watch)),
+            start_task(keep_doing("workers' heartbeat", self._worker_beats.watch)),
             start_task(keep_doing("settle", self._settle)),
             start_task(self._readiness.watch()),
             start_task(keep_doing("renew", self._renew)),
@@ -304,13 +309,22 @@ class Supervisor:
             missing["database"] = problem
         if not self._signers.any_ready:
             missing["signers"] = "none is ready"
-        elif self._readiness.signers is not None:
-            missing["signers"] = self._readiness.signers
+        elif (signers := self._signer_beats.missing or self._readiness.signers) is not None:
+            missing["signers"] = signers
         if not self._workers.any_ready:
             missing["workers"] = "none is ready"
+        elif self._worker_beats.missing is not None:
+            missing["workers"] = self._worker_beats.missing
         if self._stop.is_set():
             missing["server"] = "draining"
         return missing
+
+    def _find_silent(self) -> dict[str, str]:
+        """Which children do not answer, and since when."""
+        return {**self._signer_beats.silent, **self._worker_beats.silent}
+
+    def _can_be_asked(self, signer: str) -> bool:
+        return self._signers.is_ready(signer) and signer not in self._signer_beats.silent
 
 
 def _now() -> datetime:

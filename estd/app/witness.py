@@ -115,6 +115,7 @@ class Witness:
             try:
                 await control.anchor(*newest)
             except (Broken, OSError, TimeoutError) as fault:
-                _log.warning("a signer did not take an anchor", extra={"child": name, "detail": str(fault)})
+                detail = str(fault) or "it did not answer in time"
+                _log.warning("a signer did not take an anchor", extra={"child": name, "detail": detail})
             else:
                 self._anchored[name] = (control, newest[0])

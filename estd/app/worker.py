@@ -119,6 +119,8 @@ async def _obey(control: Control, worker: Any) -> float:
             return 0.0 if order is None else float(order["drain"])
         if "tls_chain" in order:
             worker.use_certificate(order["tls_chain"].encode(), order["tls_key"].encode())
+        if "ping" in order:
+            control.send({"pong": order["ping"]})
 
 
 async def _refresh(worker: Any) -> None:

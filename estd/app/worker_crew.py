@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from importlib.resources import files
 from typing import Any, Final
 
@@ -56,6 +56,16 @@ class WorkerCrew:
     def any_ready(self) -> bool:
         """Whether one at least accepts connections."""
         return any(worker.ready for worker in self._workers)
+
+    @property
+    def members(self) -> list[Child]:
+        """The slots of the generation that is to stay."""
+        return self._workers
+
+    @property
+    def controls(self) -> Mapping[str, Control]:
+        """The newest control channel of each, by name."""
+        return self._controls
 
     @property
     def heirs(self) -> list[Heir]:

@@ -13,7 +13,7 @@ from factory import NOW
 
 from estd.app.signers import SignerControl
 from estd.errors import Broken
-from estd.signer.frames import Done, Failed, Load, StatusReport, control_reader, write_frame
+from estd.signer.frames import Done, Failed, Load, Ping, StatusReport, control_reader, write_frame
 from estd.store.contract import EcosystemRecord, IssuerRecord
 
 DIGEST = bytes(32)
@@ -110,5 +110,20 @@ async def test_an_answer_that_comes_too_late_is_nobodys() -> None:
     answer = StatusReport(wanted.number, "0-00", draining=False, ecosystems={}, prepared=0, counters={})
     await loop.sock_sendall(theirs, write_frame(Done(asked.number)) + write_frame(answer))
     assert await report == answer
+    control.close()
+    theirs.close()
+
+
+async def test_a_ping_waits_for_its_answer() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    control = await SignerControl.open(ours)
+    ping = asyncio.create_task(control.ping())
+    (asked,) = control_reader().feed(await loop.sock_recv(theirs, 65536))
+    assert isinstance(asked, Ping)
+    assert not ping.done()
+    await loop.sock_sendall(theirs, write_frame(Done(asked.number)))
+    await ping
     control.close()
     theirs.close()

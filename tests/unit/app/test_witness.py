@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from one_road import open_road
 from postgres_fixture import NOW, Database
 
+from estd.app.signers import SignerControl
 from estd.app.witness import Witness
 from estd.auditor.journal import ANCHORED, find_journals
 from estd.errors import Unavailable
@@ -57,6 +59,21 @@ async def test_a_worker_uses_no_older_database_and_the_supervisor_mends_it(
     worker = await PostgresStore.connect(database.url, witness=road.pool.find_newest)
     assert (await worker.find_issuances([order.request_key]))[order.request_key].certificate == certificate
     await worker.close()
+
+
+async def test_a_signer_that_takes_no_anchor_is_named_with_the_reason(
+    road: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("estd.app.signers._ANSWER_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    control = await SignerControl.open(ours)
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", {"signer-0": control})
+    await road.enrollment.enroll(road.order())
+    await witness.anchor()
+    (told,) = [vars(record) for record in caplog.records if record.message == "a signer did not take an anchor"]
+    assert (told["child"], told["detail"]) == ("signer-0", "it did not answer in time")
+    control.close()
+    theirs.close()
 
 
 async def test_the_newest_link_goes_into_the_journal_once(road: Any, tmp_path: Path) -> None:
