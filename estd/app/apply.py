@@ -10,11 +10,13 @@ unless the operator says that it takes the place of one that was lost or stolen.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from estd.audit import Event
 from estd.ca.authority import read_authority
@@ -86,19 +88,23 @@ async def apply_document(
         if dry_run:
             return Applied(rules.label, version + 1, changes, changed=True)
         now = datetime.now(UTC).replace(microsecond=0)
+        document, issuers = write_document(rules), _make_issuers(kek, old, rules, current, now)
         event = Event(
             at=now,
             kind="ecosystem.apply",
             outcome="granted",
             ecosystem=rules.label,
             identity=applied_by,
-            extra={"version": version + 1, "changes": changes},
+            # With these the audit trail binds what stands in the tables of versions and issuers.
+            extra={
+                "version": version + 1,
+                "changes": changes,
+                "document_sha256": write_digest(document),
+                "issuers": {issuer.name: hashlib.sha256(issuer.certificate).hexdigest() for issuer in issuers},
+            },
         )
-        issuers = _make_issuers(kek, old, rules, current, now)
         try:
-            record = await store.record_ecosystem(
-                rules.label, write_document(rules), issuers, version, applied_by, event
-            )
+            record = await store.record_ecosystem(rules.label, document, issuers, version, applied_by, event)
         except Conflict:
             if attempt == _ATTEMPTS:
                 raise
@@ -143,7 +149,26 @@ def check_key(kek: bytes, records: Iterable[EcosystemRecord]) -> None:
     raise Invalid([Problem("the key-encryption key", what, remedy)])
 
 
+def write_digest(document: Mapping[str, Any]) -> str:
+    """The hash of a document as an audit event names it: SHA-256 of its JSON, members in order, without spaces.
+
+    A number without fraction is written as an integer, for PostgreSQL does not keep such apart.
+    """
+    text = json.dumps(_plain(document), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    return value
 
 
 def _check_labels(rules: Ecosystem, records: list[EcosystemRecord]) -> None:

@@ -17,10 +17,12 @@ from typing import Final
 
 import asyncpg
 
+from estd.auditor.ecosystems import Ecosystems
 from estd.auditor.findings import Findings, Invariant
-from estd.auditor.journal import ANCHORED, ENTRIES, RESULTS, JournalFault, JournalReader, find_journals
-from estd.auditor.ledger import Ledger
-from estd.auditor.trail import check_anchors, check_trail, find_set_back
+from estd.auditor.journal import ANCHORED, ENTRIES, RESULTS, JournalFault, JournalReader, KnownBlocks, find_journals
+from estd.auditor.ledger import Ledger, Times
+from estd.auditor.testimony import Testimony
+from estd.auditor.trail import check_anchors, check_trail, find_reconciled, find_set_back
 from estd.errors import Invalid, Problem
 
 Advance = Callable[[str, int], None]
@@ -76,29 +78,27 @@ async def audit(
     if await steady.fetchval("SELECT to_regclass('audit_link') IS NULL"):
         problem = Problem("the database", "has no audit chain", "Start this version of estd on it once, then audit.")
         raise Invalid([problem])
-    ledger = Ledger(
-        current,
-        findings,
-        now - scope.settled_within,
-        with_signatures=scope.with_signatures,
-        partial=scope.partial,
-    )
-    await ledger.read_issuers()
     set_back = await find_set_back(steady)
     for low, high, at in set_back:
         findings.notices.append(
             f"the database was set back and reconciled at {at:%Y-%m-%d %H:%M:%S}Z: refusals and other events of the links"
             f" {low + 1} to {high} of the audit trail are lost; certificates are not"
         )
+    ecosystems = Ecosystems(findings)
+    await ecosystems.read(steady, with_signatures=scope.with_signatures)
+    times = Times(now, scope.settled_within, await find_reconciled(steady))
+    ledger = Ledger(current, findings, ecosystems, times, with_signatures=scope.with_signatures, partial=scope.partial)
+    testimony = Testimony(current, findings, ecosystems)
     clock = time.monotonic()
     for reader in _find_readers(scope.journals):
         await _read_journal(
             reader, ledger, current, findings, [(low, high) for low, high, _ in set_back], scope, advance
         )
     clock = _lap(findings, "journals", clock)
-    await check_trail(steady, findings, ledger.granted, lambda count: advance("audit trail", count))
+    await check_trail(steady, findings, testimony.hear, lambda count: advance("audit trail", count))
+    await testimony.finish(steady)
     clock = _lap(findings, "audit trail", clock)
-    await ledger.check_rows(steady, lambda count: advance("intents and certificates", count))
+    await ledger.check_rows(steady, testimony.granted, lambda count: advance("intents and certificates", count))
     clock = _lap(findings, "intents and certificates", clock)
     if scope.received:
         await ledger.check_received(scope.received)
@@ -133,16 +133,17 @@ async def _read_journal(
     scope: Scope,
     advance: Advance,
 ) -> None:
-    digests: array[int] = array("Q")
+    known = KnownBlocks(0, array("Q"), array("Q"))
     anchors: list[tuple[int, bytes, str]] = []
     findings.counts["journals"] += 1
     try:
         for block in reader.blocks():
-            if not digests:
-                _begin(reader, ledger, digests, findings, scope)
-            digests.append(int.from_bytes(block.digest[:8], "big"))
+            if not known.digests:
+                _begin(reader, ledger, known, findings, scope)
+            known.digests.append(int.from_bytes(block.digest[:8], "big"))
+            known.times.append(block.time)
             if block.kind == ENTRIES:
-                await ledger.check_entries(block)
+                await ledger.check_entries(reader.name, block)
             elif block.kind == RESULTS:
                 await ledger.check_results(block)
             elif block.kind == ANCHORED:
@@ -165,10 +166,12 @@ async def _read_journal(
         )
 
 
-def _begin(reader: JournalReader, ledger: Ledger, digests: array[int], findings: Findings, scope: Scope) -> None:
+def _begin(reader: JournalReader, ledger: Ledger, known: KnownBlocks, findings: Findings, scope: Scope) -> None:
     """Make the journal known by its first block."""
-    digests.append(int.from_bytes(reader.before_first[:8], "big"))
-    ledger.blocks[reader.name] = (reader.first - 1, digests)
+    known.before = reader.first - 1
+    known.digests.append(int.from_bytes(reader.before_first[:8], "big"))
+    known.times.append(0)  # when that one was written is not here
+    ledger.blocks[reader.name] = known
     if reader.first > 1:
         what = f"begins with block {reader.first}; what was before is not here"
         if scope.partial:

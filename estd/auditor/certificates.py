@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+
+
+class Content(NamedTuple):
+    """What a table repeats of the to-be-signed bytes of a certificate."""
+
+    serial: bytes
+    """Content octets of the INTEGER."""
+    not_before: datetime
+    not_after: datetime
+    spki_sha256: bytes
+
+
+def read_content(tbs: bytes) -> Content | None:
+    """What to-be-signed bytes say; None where they are not those of a certificate."""
+    outer = _read_element(tbs, 0)
+    if outer is None or outer[1] != len(tbs):
+        return None
+    at = outer[0]
+    if tbs[at : at + 1] == b"\xa0":
+        version = _read_element(tbs, at, 0xA0)
+        if version is None:
+            return None
+        at = version[1]
+    found: list[tuple[int, int, int]] = []
+    for tag in (0x02, 0x30, 0x30, 0x30, 0x30, 0x30):  # serial, algorithm, issuer, validity, subject, key
+        element = _read_element(tbs, at, tag)
+        if element is None:
+            return None
+        found.append((at, *element))
+        at = element[1]
+    serial, _, _, validity, _, key = found
+    try:
+        not_before, after = _read_time(tbs, validity[1])
+        not_after, _ = _read_time(tbs, after)
+    except ValueError:
+        return None
+    return Content(tbs[serial[1] : serial[2]], not_before, not_after, hashlib.sha256(tbs[key[0] : key[2]]).digest())
 
 
 def read_tbs(certificate: bytes) -> bytes | None:
@@ -66,9 +105,21 @@ def read_received(path: Path) -> Iterator[tuple[str, bytes]]:
 _PEM: Final = b"-----BEGIN CERTIFICATE-----"
 
 
-def _read_element(content: bytes, at: int) -> tuple[int, int] | None:
-    """Where the SEQUENCE at this place has its content and where it ends."""
-    if len(content) < at + 2 or content[at] != 0x30:
+def _read_time(content: bytes, at: int) -> tuple[datetime, int]:
+    """A Time of RFC 5280 §4.1.2.5, and where it ends; ValueError where there is none."""
+    tag = content[at] if at < len(content) else 0
+    element = _read_element(content, at, tag)
+    if element is None or tag not in (0x17, 0x18):
+        raise ValueError
+    text = content[element[0] : element[1]].decode("ascii")
+    if tag == 0x17:
+        text = ("20" if text[:2] < "50" else "19") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC), element[1]
+
+
+def _read_element(content: bytes, at: int, tag: int = 0x30) -> tuple[int, int] | None:
+    """Where the element with that tag at this place has its content and where it ends."""
+    if len(content) < at + 2 or content[at] != tag:
         return None
     length, start = content[at + 1], at + 2
     if length >= 0x80:

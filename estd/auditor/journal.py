@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,23 @@ class JournalReader:
             seen, at = sequence, at + _HEADER.size + len(body) + 32
             self.end = at
             yield block, previous, items if is_note else None
+
+
+@dataclass(slots=True)
+class KnownBlocks:
+    """What is kept of a journal's blocks."""
+
+    before: int
+    """Sequence before the oldest one."""
+    digests: array[int]
+    """The beginning of the hash of that one, and of every one after it."""
+    times: array[int]
+    """Seconds since 1970, in the same places."""
+
+    def find_time(self, sequence: int) -> int | None:
+        """When a block was written; None where it is not known."""
+        at = sequence - self.before
+        return (self.times[at] or None) if 0 <= at < len(self.times) else None
 
 
 def find_journals(directory: Path) -> list[JournalReader]:

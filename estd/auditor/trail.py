@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -22,22 +22,27 @@ Connection = asyncpg.Connection
 
 
 async def check_trail(
-    connection: Connection, findings: Findings, granted: array[int], advance: Callable[[int], None]
+    connection: Connection,
+    findings: Findings,
+    hear: Callable[[Any], Awaitable[None]],
+    advance: Callable[[int], None],
 ) -> None:
-    """Check every event and every link; `granted` gets the key of each certificate that an event says was granted."""
+    """Check every event and every link; `hear` is told each event, in order."""
     trail = _Trail(findings)
     events = aiter(_stream(connection, _EVENTS))
     event = await anext(events, None)
     async for link in _stream(connection, _LINKS):
         wanted = max(link["event_ids"], default=0)
         while event is not None and event["event_id"] <= wanted:
-            trail.add_event(event, granted)
+            trail.add_event(event)
+            await hear(event)
             event = await anext(events, None)
         trail.add_link(link)
         if findings.counts["links"] % _STEP == 0:
             advance(findings.counts["events"])
     while event is not None:
-        trail.add_event(event, granted)
+        trail.add_event(event)
+        await hear(event)
         event = await anext(events, None)
     trail.finish()
     advance(findings.counts["events"])
@@ -74,10 +79,23 @@ async def find_set_back(connection: Connection) -> list[tuple[int, int, datetime
     return [(int(row["low"]), int(row["high"]), row["at"]) for row in rows]
 
 
+async def find_reconciled(connection: Connection) -> datetime | None:
+    """When the database was reconciled last, if it ever was."""
+    found: datetime | None = await connection.fetchval(
+        "SELECT max(at) FROM event WHERE kind = 'audit.reconcile' AND outcome = 'granted'"
+    )
+    return found
+
+
 def key_of(issuer_id: int, serial: bytes) -> int:
     """Issuer and serial in 64 bits: enough to tell a million of them apart, small enough to keep them all."""
     digest = hashlib.blake2b(issuer_id.to_bytes(8, "big", signed=True) + serial, digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def sorted_array(values: array[int]) -> array[int]:
+    """The same numbers in order."""
+    return array("Q", sorted(values))
 
 
 def write_event_text(event: Any) -> bytes:
@@ -94,15 +112,9 @@ class _Trail:
         self._digests: dict[int, bytes] = {}
         self._links: dict[int, bytes] = {}
 
-    def add_event(self, event: Any, granted: array[int]) -> None:
+    def add_event(self, event: Any) -> None:
         self._findings.counts["events"] += 1
         self._digests[event["event_id"]] = hashlib.sha256(write_event_text(event)).digest()
-        serial, issuer_id = event["serial"], event["issuer_id"]
-        if event["outcome"] == "granted" and serial and issuer_id is not None:
-            try:
-                granted.append(key_of(issuer_id, bytes.fromhex(serial)))
-            except ValueError:
-                self._complain(f"event {event['event_id']}", f"names {serial!r}, which is no serial")
 
     def add_link(self, link: Any) -> None:
         counts, link_id = self._findings.counts, link["link_id"]

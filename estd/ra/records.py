@@ -89,14 +89,23 @@ def write_settled(intent: Intent, certificate: bytes, now: datetime) -> Issued:
         not_before=parsed.not_valid_before_utc,
         not_after=parsed.not_valid_after_utc,
         issued_at=now,
-        event=_write_event(intent, now, None, "", "", None),
+        event=_write_event(intent, now, None, "", "", None, is_settled=True),
     )
 
 
 def _write_event(
-    intent: Intent, now: datetime, ecosystem: str | None, address: str, request_id: str, authority: str | None
+    intent: Intent,
+    now: datetime,
+    ecosystem: str | None,
+    address: str,
+    request_id: str,
+    authority: str | None,
+    *,
+    is_settled: bool = False,
 ) -> Event:
-    extra = {"device": intent.device, "profile": intent.profile}
+    extra: dict[str, str | bool] = {"device": intent.device, "profile": intent.profile}
+    if is_settled:
+        extra["settled"] = True
     if authority is not None:
         extra["registration_authority"] = authority
     return Event(

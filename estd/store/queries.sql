@@ -116,7 +116,7 @@ SELECT count(*) FROM resolved;
 
 -- name: record_issued_late
 -- The same for one certificate whose intent was closed meanwhile: what was signed is recorded, whatever was thought of
--- it before. A repeat is left alone and adds no event.
+-- it before; its event says that it came late. A repeat is left alone and adds no event.
 WITH stored AS (
     INSERT INTO certificate (issuer_id, serial, ecosystem_id, der, not_before, not_after, issued_at)
     SELECT
@@ -132,7 +132,8 @@ INSERT INTO event (
 )
 SELECT
     to_timestamp(given.at), given.kind, given.outcome, given.ecosystem, stored.ecosystem_id, given.code, given.detail,
-    given.identity, given.address, given.request_id, stored.issuer_id, given.event_serial, given.extra::jsonb
+    given.identity, given.address, given.request_id, stored.issuer_id, given.event_serial,
+    coalesce(given.extra::jsonb, '{}') || '{"late": true}'
 FROM stored
 JOIN unnest($1::issued_row[]) AS given ON given.issuer_id = stored.issuer_id AND given.serial = stored.serial;
 

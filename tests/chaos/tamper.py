@@ -7,7 +7,8 @@ changed on a copy and the auditor (what ``estd audit verify`` runs) looks at it:
             exchanged; and a history written anew with every hash and both copies of the head recomputed
   trail     events and links edited, removed, exchanged, added behind estd's back, the newest ones cut off; and a history
             written anew with every digest recomputed
-  ledger    certificates and intents edited or removed
+  ledger    every column of certificates and intents that a journal, a certificate or an event speaks of; rows of them and
+            of revocations removed, moved or slipped in; spent codes made good again; ecosystems' versions and issuers
 
 Journals are copied; tables are changed in a transaction that is rolled back, with the triggers that refuse changes off, as
 whoever owns the database can have them. Before, after, and now and then between, what was not touched has to be clean.
@@ -22,9 +23,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import csv
 import hashlib
 import random  # noqa: TID251 - choices that a seed can repeat; nothing secret hangs on them
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,8 +41,11 @@ from typing import Any, Final
 
 import asyncpg
 from claims import Report, make_parser, perform
-from stage import Stage, fleet
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from stage import ESTD, Stage, fleet
 
+from estd.app.playground import LABELS
 from estd.auditor.auditing import Scope, audit
 from estd.auditor.findings import Findings
 from estd.auditor.trail import write_event_text
@@ -48,6 +55,8 @@ from estd.store.private import PrivatePostgres, url_of
 
 REQUESTS: Final = 24
 REFUSALS: Final = 12
+CODES: Final = 6
+REVOCATIONS: Final = 3
 ROUNDS: Final = 5
 """How often some of each are made, so that there is something between any two."""
 
@@ -289,26 +298,138 @@ async def rewrite_trail(connection: asyncpg.Connection, choose: random.Random) -
     return f"event {event_id}: {what}, and every digest made to agree"
 
 
-async def edit_ledger(connection: asyncpg.Connection, choose: random.Random) -> str:
-    serials = [row[0] for row in await connection.fetch("SELECT serial FROM certificate ORDER BY serial")]
+async def edit_certificate(connection: asyncpg.Connection, choose: random.Random) -> str:
+    return await _edit(connection, choose, "certificate", await _pick_serial(connection, choose), CERTIFICATE)
+
+
+async def edit_intent(connection: asyncpg.Connection, choose: random.Random) -> str:
+    return await _edit(connection, choose, "intent", await _pick_serial(connection, choose), INTENT)
+
+
+async def remove_row(connection: asyncpg.Connection, choose: random.Random) -> str:
+    serial = await _pick_serial(connection, choose)
+    tables = choose.choice((("certificate",), ("intent",), ("certificate", "intent")))
+    for table in tables:
+        await connection.execute(f"DELETE FROM {table} WHERE serial = $1", serial)
+    return f"{' and '.join(tables)} {serial.hex()}: gone"
+
+
+async def change_revocation(connection: asyncpg.Connection, choose: random.Random) -> str:
+    serials = [row[0] for row in await connection.fetch("SELECT serial FROM revocation ORDER BY serial")]
     serial = choose.choice(serials)
-    table, change = choose.choice(
+    others = [row[0] for row in await connection.fetch("SELECT serial FROM certificate ORDER BY serial")]
+    other = choose.choice([one for one in others if one not in serials])
+    what = choose.choice(("gone", "all gone", "reason", "date", "moved", "added"))
+    if what == "gone":
+        await connection.execute("DELETE FROM revocation WHERE serial = $1", serial)
+    elif what == "all gone":
+        await connection.execute("TRUNCATE revocation")
+    elif what == "reason":
+        await connection.execute("UPDATE revocation SET reason = 'privilegeWithdrawn' WHERE serial = $1", serial)
+    elif what == "date":
+        await connection.execute(
+            "UPDATE revocation SET revoked_at = revoked_at + interval '1 s' WHERE serial = $1", serial
+        )
+    elif what == "moved":
+        await connection.execute("UPDATE revocation SET serial = $2 WHERE serial = $1", serial, other)
+    else:
+        await connection.execute(
+            "INSERT INTO revocation SELECT now(), issuer_id, serial, 'keyCompromise' FROM certificate WHERE serial = $1",
+            other,
+        )
+    return f"revocation {serial.hex()}: {what}"
+
+
+async def unspend_code(connection: asyncpg.Connection, choose: random.Random) -> str:
+    rows = await connection.fetch("SELECT serial FROM intent WHERE held_code_id IS NOT NULL ORDER BY serial")
+    serial = choose.choice(rows)[0]
+    change = choose.choice(
         (
-            ("certificate", "UPDATE certificate SET der = overlay(der placing '\\x00' from 60) WHERE serial = $1"),
-            (
-                "certificate",
-                "UPDATE certificate SET der = overlay(der placing '\\x00ff' from 99) WHERE serial = $1",
-            ),
-            ("certificate", "DELETE FROM certificate WHERE serial = $1"),
-            ("intent", "DELETE FROM intent WHERE serial = $1"),
-            ("intent", "UPDATE intent SET closed = 'void' WHERE serial = $1"),
-            ("intent", "UPDATE intent SET request_key = sha256(request_key) WHERE serial = $1"),
-            ("intent", "UPDATE intent SET tbs_sha256 = sha256(tbs_sha256) WHERE serial = $1"),
-            ("intent", "UPDATE intent SET journal = reverse(journal) WHERE serial = $1"),
+            "held_code_id = NULL",
+            "held_code_id = NULL, code_id = NULL",
+            "code_id = NULL",
+            "held_code_id = held_code_id + 100000",
+            "held_code_id = held_code_id + 100000, code_id = code_id + 100000",
         )
     )
-    await connection.execute(change, serial)
-    return f"{table} {serial.hex()}: {change.partition(' WHERE')[0]}"
+    await connection.execute(f"UPDATE intent SET {change} WHERE serial = $1", serial)
+    return f"intent {serial.hex()}: {change}"
+
+
+async def change_unresolved(connection: asyncpg.Connection, choose: random.Random) -> str:
+    """For a certificate, or for a serial that nobody intended."""
+    serial = await _pick_serial(connection, choose)
+    named = choose.choice((serial, b"\x01\x02\x03"))
+    await connection.execute(
+        "INSERT INTO unresolved_intent SELECT created_at, issuer_id, ecosystem_id, $2 FROM intent WHERE serial = $1",
+        serial,
+        named,
+    )
+    return f"unresolved_intent {named.hex()}: added"
+
+
+async def change_ecosystem(connection: asyncpg.Connection, choose: random.Random) -> str:
+    table, change = choose.choice(ECOSYSTEM)
+    key = {"ecosystem": "ecosystem_id", "ecosystem_version": "ecosystem_id", "issuer": "issuer_id"}[table]
+    ids = [row[0] for row in await connection.fetch(f"SELECT {key} FROM {table} ORDER BY 1")]
+    one = choose.choice(ids)
+    await connection.execute(f"{change} WHERE {key} = $1", one)
+    return f"{table} {one}: {change}"
+
+
+CERTIFICATE: Final = (
+    "der = set_byte(der, 60, get_byte(der, 60) # 1)",
+    "der = set_byte(der, length(der) - 3, get_byte(der, length(der) - 3) # 1)",
+    "der = overlay(der placing '\\x00ff' from 99)",
+    "not_before = not_before + interval '1 s'",
+    "not_after = not_after + interval '10 years'",
+    "not_after = now() - interval '1 day'",
+    "issued_at = issued_at - interval '1 s'",
+    "ecosystem_id = ecosystem_id + 1",
+    "issuer_id = issuer_id + 1",
+    "serial = set_byte(serial, 19, get_byte(serial, 19) # 1)",
+)
+INTENT: Final = (
+    "closed = 'void'",
+    "closed = 'orphan'",
+    "closed = 'superseded'",
+    "created_at = created_at - interval '1 year'",
+    "code_id = coalesce(code_id, 0) + 1",
+    "held_code_id = coalesce(held_code_id, 0) + 100000",
+    "issuer_id = issuer_id + 1",
+    "ecosystem_id = ecosystem_id + 1",
+    "ecosystem_version = ecosystem_version + 1",
+    "node_id = node_id + 1",
+    "serial = set_byte(serial, 19, get_byte(serial, 19) # 1)",
+    "request_key = sha256(request_key)",
+    "csr_sha256 = sha256(csr_sha256)",
+    "spki_sha256 = sha256(spki_sha256)",
+    "tbs_sha256 = sha256(tbs_sha256)",
+    "profile = profile || 'x'",
+    "operation = 'simplereenroll'",
+    "identity = 'somebody else'",
+    "device = 'another'",
+    "journal = reverse(journal)",
+    "journal = overlay(journal placing '0000' from length(journal) - 3)",
+    "journal = '7-0123456789abcdef' || substr(journal, position('.' IN journal))",
+)
+ECOSYSTEM: Final = (
+    ("ecosystem", "UPDATE ecosystem SET label = label || 'x'"),
+    ("ecosystem_version", "UPDATE ecosystem_version SET document = document || '{\"evil\": 1}'"),
+    ("ecosystem_version", "UPDATE ecosystem_version SET applied_by = applied_by || 'x'"),
+    ("ecosystem_version", "UPDATE ecosystem_version SET applied_at = applied_at - interval '1 day'"),
+    ("ecosystem_version", "UPDATE ecosystem_version SET version = version + 1"),
+    ("ecosystem_version", "DELETE FROM ecosystem_version"),
+    (
+        "issuer",
+        "UPDATE issuer SET certificate ="
+        " set_byte(certificate, length(certificate) - 3, get_byte(certificate, length(certificate) - 3) # 1)",
+    ),
+    ("issuer", "UPDATE issuer SET ecosystem_id = ecosystem_id + 1"),
+    ("issuer", "UPDATE issuer SET created_at = created_at + interval '1 s'"),
+    ("issuer", "UPDATE issuer SET name = name || 'x'"),
+    ("issuer", "DELETE FROM issuer"),
+)
 
 
 JOURNAL: Final[dict[str, Callable[[Path, random.Random], str]]] = {
@@ -334,7 +455,13 @@ TABLES: Final[dict[str, Change]] = {
     "remove a link": remove_link,
     "edit a link": edit_link,
     "rewrite the trail": rewrite_trail,
-    "edit the ledger": edit_ledger,
+    "edit a certificate": edit_certificate,
+    "edit an intent": edit_intent,
+    "remove a row": remove_row,
+    "change a revocation": change_revocation,
+    "unspend a code": unspend_code,
+    "add an unresolved intent": change_unresolved,
+    "change an ecosystem": change_ecosystem,
 }
 
 
@@ -362,8 +489,8 @@ async def tamper_once(records: Records, choose: random.Random) -> tuple[str, str
                 return f"tables: {kind}", what, await records.audit()
             finally:
                 await transaction.rollback()
-        except NothingToDo:
-            continue
+        except (NothingToDo, asyncpg.IntegrityConstraintViolationError):
+            continue  # nothing was changed, or the table does not take it
 
 
 async def make_records(stage: Stage, say: Callable[[str], None]) -> None:
@@ -381,8 +508,22 @@ async def make_records(stage: Stage, say: Callable[[str], None]) -> None:
             status, _ = connection.request("POST", stage.path(), b"AAAA")
             assert status == 400, status
             connection.close()
+    bootstrap = stage.place.bootstrap(LABELS[0])
+    with bootstrap.codes.open(encoding="utf-8", newline="") as file:
+        codes = [(row["device"], row["code"]) for row in csv.DictReader(file)][:CODES]
+    for name, code in codes:
+        credential = base64.b64encode(f"{name}:{code}".encode())
+        body = fleet.make_body(x509.Name([]), ec.generate_private_key(ec.SECP256R1()))
+        connection = fleet.Connection(stage.address, stage.trust, None)
+        status, _ = connection.request("POST", stage.path(), body, b"Authorization: Basic " + credential + b"\r\n")
+        assert status == 200, status
+        connection.close()
+    for name, _ in codes[:REVOCATIONS]:
+        place = ["--dir", stage.place.directory, "--ecosystem", LABELS[0]]
+        revoke = [ESTD, "cert", "revoke", "--device", name, "--reason", "keyCompromise", *place]
+        subprocess.run(revoke, check=True, capture_output=True)
     stage.stop()
-    say(f"{REQUESTS} certificates and {REFUSALS} refusals are on record")
+    say(f"{REQUESTS + CODES} certificates, {REFUSALS} refusals and {REVOCATIONS} revocations are on record")
 
 
 async def tamper(stage: Stage, n: int, seed: int, report: Report) -> None:
@@ -484,6 +625,24 @@ def _write_anew(path: Path, blocks: list[Block]) -> None:
 def _digest(directory: Path) -> bytes:
     parts = [path.name.encode() + hashlib.sha256(path.read_bytes()).digest() for path in _files(directory)]
     return hashlib.sha256(b"".join(parts)).digest()
+
+
+async def _pick_serial(connection: asyncpg.Connection, choose: random.Random) -> bytes:
+    return bytes(
+        choose.choice([row[0] for row in await connection.fetch("SELECT serial FROM certificate ORDER BY serial")])
+    )
+
+
+async def _edit(
+    connection: asyncpg.Connection, choose: random.Random, table: str, serial: bytes, changes: Sequence[str]
+) -> str:
+    change = choose.choice(changes)
+    key = f"SELECT serial, md5(one::text) FROM {table} AS one WHERE serial = $1"
+    before = await connection.fetch(key, serial)
+    await connection.execute(f"UPDATE {table} SET {change} WHERE serial = $1", serial)
+    if await connection.fetch(key, serial) == before:
+        raise NothingToDo
+    return f"{table} {serial.hex()}: {change}"
 
 
 async def _pick_id(connection: asyncpg.Connection, choose: random.Random, table: str) -> int:
