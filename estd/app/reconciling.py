@@ -35,8 +35,10 @@ _INDEX_ENTRIES: Final = 5_000_000
 """More than any reconciliation needs: what the index does not hold cannot be signed again."""
 
 
-async def reconcile(config: Config, journals: Sequence[Path], user: str, *, dry_run: bool, advance: Advance) -> Report:
-    """Reconcile the database of a server that does not run.
+async def reconcile(
+    config: Config, journals: Sequence[Path], user: str, *, dry_run: bool, partial: bool, advance: Advance
+) -> Report:
+    """Reconcile the database of a server that does not run; `partial` as `Reconciliation` takes it.
 
     Raises:
         Invalid: a server runs, the journals are not whole, or they are older than the database or another system's.
@@ -48,7 +50,7 @@ async def reconcile(config: Config, journals: Sequence[Path], user: str, *, dry_
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(config))
         # Read first, with no signer in the way: a journal that must not be used is left as it is.
-        survey = Reconciliation(store, None, journals, _now, advance)
+        survey = Reconciliation(store, None, journals, _now, advance, partial=partial)
         report = await survey.survey()
         if dry_run or not report.missing:
             if not dry_run:
@@ -133,7 +135,8 @@ async def catch_up(store: Store, enrollment: Enrollment, journals: Path, user: s
         Invalid: it must not be done, or not by a running server; a person has to look.
         Unavailable: the database or a signer does not answer.
     """
-    work = Reconciliation(store, enrollment, [journals], _now, lambda _what, _count: None)
+    # Other nodes' journals are on other nodes.
+    work = Reconciliation(store, enrollment, [journals], _now, lambda _what, _count: None, partial=True)
     report = await work.survey()
     if report.missing > _WHILE_SERVING:
         remedy = "Stop the server and run: estd audit reconcile."

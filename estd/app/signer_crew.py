@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
 from estd.config import Config
 from estd.errors import Broken, Unavailable
+from estd.signer.blocks import Mark, read_mark, write_mark
 from estd.signer.server import SignerSettings
 from estd.signer.settings import find_control_path
 from estd.store.contract import EcosystemRecord, Store
@@ -37,6 +38,7 @@ from estd.store.contract import EcosystemRecord, Store
 _log = logging.getLogger(__name__)
 
 _RETRY_EVERY_SECONDS: Final = 1.0
+_MARKS: Final = 100
 
 
 class SignerCrew:
@@ -63,6 +65,8 @@ class SignerCrew:
         self._signers: list[Child | SignerLink] = []
         self._surplus: list[Heir] = []
         """Signers of a predecessor that have no slot here."""
+        self._marks: list[str] = []
+        """How far each journal had come, as the database knew when we started: a journal that was set back is not used."""
         self._ecosystems: list[EcosystemRecord] = []
         """As they were read last."""
         self._changed = asyncio.Event()
@@ -112,6 +116,7 @@ class SignerCrew:
                 check_key(self._kek, await self._store.find_ecosystems())
         journals = self._config.data_directory / "journal"
         journals.mkdir(mode=0o700, exist_ok=True)
+        self._marks = find_farthest(await self._store.find_newest_marks(_MARKS))
         for slot in range(len(self.sockets)):
             child = self._make_child(slot, journals, stack)
             self._signers.append(child)
@@ -194,6 +199,8 @@ class SignerCrew:
             allowed_uids=[os.getuid()],
             log_level=self._config.log_level,
             blocklist_path=None if self._config.blocklist is None else str(self._config.blocklist),
+            # Those of its slot, of which there are as many as it had journals lately.
+            marks=[mark for mark in self._marks if mark.startswith(f"{slot}-")],
         )
         name = f"signer-{slot}"
         settings_fd = os.memfd_create(f"{name}-settings")
@@ -236,6 +243,16 @@ class SignerCrew:
                 raise
             self._changed.set()
         return self._ecosystems
+
+
+def find_farthest(texts: Iterable[str]) -> list[str]:
+    """Of these marks the one of each journal that is farthest; what is no mark is left to an audit."""
+    farthest: dict[str, Mark] = {}
+    for mark in filter(None, map(read_mark, texts)):
+        known = farthest.get(mark.journal)
+        if known is None or mark.sequence > known.sequence:
+            farthest[mark.journal] = mark
+    return [write_mark(mark) for mark in farthest.values()]
 
 
 def _adopt(heir: Heir) -> Adopted:

@@ -19,9 +19,9 @@ import asyncpg
 
 from estd.auditor.ecosystems import Ecosystems
 from estd.auditor.findings import Findings, Invariant
+from estd.auditor.hearing import Hearing
 from estd.auditor.journal import ANCHORED, ENTRIES, RESULTS, JournalFault, JournalReader, KnownBlocks, find_journals
 from estd.auditor.ledger import Ledger, Times
-from estd.auditor.testimony import Testimony
 from estd.auditor.trail import check_anchors, check_trail, find_reconciled, find_set_back
 from estd.errors import Invalid, Problem
 
@@ -88,17 +88,17 @@ async def audit(
     await ecosystems.read(steady, with_signatures=scope.with_signatures)
     times = Times(now, scope.settled_within, await find_reconciled(steady))
     ledger = Ledger(current, findings, ecosystems, times, with_signatures=scope.with_signatures, partial=scope.partial)
-    testimony = Testimony(current, findings, ecosystems)
+    hearing = Hearing(current, findings, ecosystems)
     clock = time.monotonic()
     for reader in _find_readers(scope.journals):
         await _read_journal(
             reader, ledger, current, findings, [(low, high) for low, high, _ in set_back], scope, advance
         )
     clock = _lap(findings, "journals", clock)
-    await check_trail(steady, findings, testimony.hear, lambda count: advance("audit trail", count))
-    await testimony.finish(steady)
+    await check_trail(steady, findings, hearing.hear, lambda count: advance("audit trail", count))
+    await hearing.finish(steady)
     clock = _lap(findings, "audit trail", clock)
-    await ledger.check_rows(steady, testimony.granted, lambda count: advance("intents and certificates", count))
+    await ledger.check_rows(steady, hearing.granted, lambda count: advance("intents and certificates", count))
     clock = _lap(findings, "intents and certificates", clock)
     if scope.received:
         await ledger.check_received(scope.received)

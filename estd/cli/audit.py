@@ -170,11 +170,14 @@ def verify(
     help="Directory of signers' journals (default: the server's own).",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what is missing, change nothing.")
+@click.option(
+    "--partial", is_flag=True, help="Other journals are elsewhere or lost for good; restore what these have, and tell."
+)
 @server_options
 @json_option
 @click.pass_context
 def reconcile_command(
-    context: click.Context, journals: tuple[Path, ...], dry_run: bool, config: Config, as_json: bool
+    context: click.Context, journals: tuple[Path, ...], dry_run: bool, partial: bool, config: Config, as_json: bool
 ) -> None:
     """Bring a database that was set back up to the signers' journals.
 
@@ -183,23 +186,33 @@ def reconcile_command(
     got before. Whatever cannot be signed again ends as an orphan: it counts as issued and can be revoked. Running it twice
     changes nothing more.
 
+    Give it the journals of all signers. One that the database's newest certificates name and that is not here may hold
+    certificates that stay lost: it is named, and what the others have is restored.
+
     Stop the server first; a server that starts, or loses its database and finds it again, does the same by itself.
     Revocations are not in the journals: repeat those that were made after the backup.
 
     \b
-    Exit status: 0 nothing is missing any more, 1 something could not be restored,
-    2 this must not be done.
+    Exit status: 0 nothing is missing any more, 1 something could not be restored, or
+    a journal is not here (unless --partial says so), 2 this must not be done.
     """
     with _show_progress(as_json) as advance:
         report = run_async(
-            reconcile(config, find_journals_of(config, journals), find_user(), dry_run=dry_run, advance=advance)
+            reconcile(
+                config,
+                find_journals_of(config, journals),
+                find_user(),
+                dry_run=dry_run,
+                partial=partial,
+                advance=advance,
+            )
         )
     if as_json:
         write_json(report.write())
     else:
         title = "What would be restored" if dry_run else "Restored from the signers' journals"
         write_facts(title, report.describe())
-    if report.failed or (dry_run and report.missing):
+    if report.failed or (report.absent and not partial) or (dry_run and report.missing):
         context.exit(1)
 
 

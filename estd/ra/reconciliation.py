@@ -10,7 +10,8 @@ written again and then settled as any other that has no result: the same bytes a
 * What cannot be signed again (another key than then, a rule that is gone) ends as an orphan without certificate.
 * One that makes trouble keeps none of the others from being restored; it is reported.
 * Repeating it, or being killed in the middle and repeating it, leads to the same.
-* Nothing is written when the journals are not whole, are older than the database, or are another system's.
+* Nothing is written when the journals are not whole, are older than the database, or are another system's. Where some of
+  this system's journals are not here, the others' certificates are restored, and those are named.
 
 Journals are read twice rather than kept in memory: what is kept is one small row for each lost request.
 """
@@ -72,6 +73,8 @@ class Report:
     """What could not even be recorded, and why."""
     open: list[str] = field(default_factory=list)
     """Serials of intents that were begun otherwise and could not be settled now; a server that runs tries again."""
+    absent: list[str] = field(default_factory=list)
+    """Journals that the database's newest certificates name, and that are not here: nobody knows what they held since."""
     lost_events: tuple[int, int] | None = None
     """Links of the audit trail that are lost: after the first, up to the second."""
     newest: dict[bytes, bytes] = field(default_factory=dict)
@@ -87,6 +90,7 @@ class Report:
             "doubles": self.doubles,
             "failed": self.failed,
             "open": self.open,
+            "journals_absent": self.absent,
             "audit_links_lost": None if self.lost_events is None else list(self.lost_events),
         }
 
@@ -101,6 +105,7 @@ class Report:
             ("orphans", "\n".join(self.orphans)),
             ("not restored", "\n".join(self.failed)),
             ("still open, left to the server", "\n".join(self.open)),
+            ("journals that are not here", "\n".join(self.absent)),
             ("audit trail lost", lost),
             ("revocations", "not in the journals: repeat those made since then" if self.missing else ""),
         ]
@@ -116,12 +121,16 @@ class Reconciliation:
         journals: Sequence[Path],
         clock: Callable[[], datetime],
         advance: Callable[[str, int], None],
+        *,
+        partial: bool = False,
     ) -> None:
+        """`partial`: other journals of this system are elsewhere or lost for good; none of its own need be known."""
         self._store = store
         self._enrollment = enrollment
         self._journals = journals
         self._clock = clock
         self._advance = advance
+        self._partial = partial
         self._issuers: dict[int, tuple[EcosystemRecord, bytes, bytes]] = {}
         """Issuer → its ecosystem, its subject (DER), its subject key identifier."""
 
@@ -134,7 +143,7 @@ class Reconciliation:
         """
         report = Report()
         await self._read_issuers()
-        await self._check_journals()
+        report.absent = await self._check_journals()
         foreign = Counter[int]()
         anchors: dict[int, bytes] = {}
         for blocks in _in_groups(self._blocks()):
@@ -222,8 +231,8 @@ class Reconciliation:
                 key_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
                 self._issuers[issuer.issuer_id] = (record, read_fields(issuer.certificate).subject, key_id)
 
-    async def _check_journals(self) -> None:
-        """Whether the journals are whole, and hold everything that the database says they held."""
+    async def _check_journals(self) -> list[str]:
+        """Whether the journals are whole, and hold everything that the database says they held; those it names beside."""
         marks = [mark for text in await self._store.find_newest_marks(_MARKS) if (mark := read_mark(text)) is not None]
         known: set[str] = set()
         for directory in self._journals:
@@ -246,10 +255,18 @@ class Reconciliation:
                 own = [write_mark(mark) for mark in marks if mark.journal == audit.journal]
                 if own:
                     await asyncio.to_thread(check_journal, directory, slot, own)
-        if marks and not known & {mark.journal for mark in marks}:
-            what = "are not those of this database: none of its newest certificates was begun with one of them"
-            remedy = "Name the journals of this system; those of all its nodes, if it has several."
+        named = {mark.journal for mark in marks}
+        if named and not known & named and not self._partial:
+            what = (
+                "are not those of this database: none of its newest certificates was begun with one of them, but with "
+                f"{', '.join(sorted(named))}"
+            )
+            remedy = (
+                "Name the journals of this system; those of all its nodes, if it has several. Where those are lost for "
+                "good and these are of this system too, say --partial."
+            )
             raise Invalid([Problem("the journals", what, remedy)])
+        return sorted(named - known)
 
     async def _find_lost(self, blocks: Sequence[tuple[str, Block]], report: Report) -> list[_Lost]:
         """The entries in these blocks that have no intent, oldest first."""
@@ -272,13 +289,16 @@ class Reconciliation:
         return record if fields is not None and fields.issuer == subject and key_id in entry.tbs else None
 
     async def _find_lost_links(self, anchors: Mapping[int, bytes]) -> tuple[int, int] | None:
-        """Which links of the audit trail the journals know and the database does not."""
+        """Which links of the audit trail the journals know and the database does not, nor an earlier reconciliation."""
         lost: list[int] = []
         ids = sorted(anchors)
         for at in range(0, len(ids), _GROUP):
             some = ids[at : at + _GROUP]
             found = await self._store.find_links(some)
             lost += [link_id for link_id in some if found.get(link_id) != anchors[link_id]]
+        if lost:
+            told = await self._store.find_lost_links()
+            lost = [link_id for link_id in lost if not any(low < link_id <= high for low, high in told)]
         return (lost[0] - 1, lost[-1]) if lost else None
 
     # --- restoring ---------------------------------------------------------------------------------------------------

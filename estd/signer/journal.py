@@ -54,7 +54,7 @@ from estd.signer.blocks import (
     write_results,
 )
 from estd.signer.index import DIGEST_BYTES, Index
-from estd.signer.segments import Files, Segment, read_newest
+from estd.signer.segments import Files, Segment, check_marks, read_newest
 from estd.signer.tail import Tail, is_full, no_room
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -119,11 +119,13 @@ class Journal:
         segment_bytes: int = SEGMENT_BYTES,
         index_entries: int = INDEX_ENTRIES,
         step_bytes: int = 4 * 1024 * 1024,
+        marks: Sequence[str] = (),
     ) -> Self:
-        """Take the journal of a slot over, or begin it; `step_bytes` is how much disk space is set aside at a time.
+        """Take the journal of a slot over, or begin it; `step_bytes` is how much disk space is set aside at a time, `marks`
+        what a database kept of it (those of other journals are passed over).
 
         Raises:
-            Invalid: it is damaged, incomplete, somebody else's, or held by another signer.
+            Invalid: it is damaged, incomplete, somebody else's, held by another signer, or does not bear a mark out.
             Unavailable: there is no room for its first block.
         """
         files = Files(directory, slot)
@@ -135,6 +137,7 @@ class Journal:
                 head = Head(f"{slot}-{secrets.token_hex(8)}", 0, NO_HASH)
                 files.begin(head)
             segments = read_newest(files, head, numbers, index_entries)
+            check_marks(files, head.journal, segments, marks)
             journal = cls(files, head, lock, segment_bytes, index_entries, step_bytes)
             journal._recover(head, segments, now)
             # Random, so that two copies of one journal part ways at once, and their marks with them.

@@ -196,6 +196,26 @@ def read_newest(files: Files, head: Head, numbers: Sequence[int], entries: int) 
     return segments
 
 
+def check_marks(files: Files, journal: str, segments: Sequence[Segment], marks: Iterable[str]) -> None:
+    """Hold the newest segments against marks that a database kept, as far as these reach back.
+
+    Raises:
+        Invalid: the journal was at an earlier time where a mark says it was, or another one; it was set back.
+    """
+    blocks = [scanned.block for segment in segments for scanned in segment.blocks]
+    last = blocks[-1].sequence if blocks else 0
+    for mark in filter(None, map(read_mark, marks)):
+        if mark.journal != journal:
+            continue
+        if mark.sequence > last:
+            what = f"ends with block {last} of journal {journal}, and the database says that it had reached {mark.sequence}"
+            raise _invalid(files.head, what, SET_BACK_REMEDY)
+        at = mark.sequence - blocks[0].sequence if blocks else -1
+        if at >= 0 and blocks[at].digest[: len(mark.digest)] != mark.digest:
+            what = f"block {mark.sequence} of journal {journal} is another one than the database says"
+            raise _invalid(files.head, what, SET_BACK_REMEDY)
+
+
 def read_journal(directory: Path, slot: int) -> Iterator[Block]:
     """Every block from the oldest retained segment on, each checked before it is yielded.
 
@@ -256,6 +276,13 @@ REMEDY: Final = (
     "docs/signer.md says what becomes of open intents."
 )
 """What to do about a journal that is not whole."""
+
+
+SET_BACK_REMEDY: Final = (
+    "This is an older copy of the journal, or one that went on from there. Put the newest files back; where they are lost, "
+    "keep the whole directory as evidence, move it aside, and start with an empty one (docs/signer.md)."
+)
+"""What to do about a journal that was set back."""
 
 
 def damaged(path: Path, fault: BlockError) -> Invalid:

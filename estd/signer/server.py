@@ -58,6 +58,7 @@ def run_signer(
         read_clock(),
         segment_bytes=settings.segment_bytes,
         index_entries=settings.index_entries,
+        marks=settings.marks,
     )
     if journal.counters.cut_bytes:
         _log.warning("an interrupted write was cut off", extra={"cut_bytes": journal.counters.cut_bytes})

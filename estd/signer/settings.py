@@ -48,3 +48,5 @@ class SignerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How far the clock may be behind the newest journal record before nothing more is prepared."""
     segment_bytes: int = SEGMENT_BYTES
     index_entries: int = INDEX_ENTRIES
+    marks: list[str] = []
+    """How far the journals had come when the database's newest certificates were begun; its own has to bear that out."""

@@ -236,7 +236,8 @@ class Store(Protocol):
     async def record_issued(self, issued: Sequence[Issued]) -> None:
         """Commit the results of intents, and their audit events, in one transaction. Repeats are ignored.
 
-        The result of an intent that was closed meanwhile is recorded all the same: what was signed must be known.
+        The result of an intent that was closed meanwhile is recorded all the same: what was signed must be known. Its
+        event says so (``late``).
 
         Raises:
             Broken: a serial has no intent, or has a different certificate already. (The rest of the batch is recorded.)
@@ -363,6 +364,9 @@ class Store(Protocol):
 
     async def find_links(self, link_ids: Sequence[int]) -> dict[int, bytes]:
         """The digests of these links of the audit trail's chain, of those that exist."""
+
+    async def find_lost_links(self) -> list[tuple[int, int]]:
+        """Ranges of links that reconciliations said were lost with an older database: after the first, up to the second."""
 
     async def find_newest_link(self) -> tuple[int, bytes] | None:
         """The newest link of the audit trail's chain, and its digest."""

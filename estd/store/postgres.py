@@ -321,6 +321,10 @@ class PostgresStore:
         """See `Store.find_links`."""
         return {row["link_id"]: row["digest"] for row in await self._pool.fetch(_FIND_LINKS, list(link_ids))}
 
+    async def find_lost_links(self) -> list[tuple[int, int]]:
+        """See `Store.find_lost_links`."""
+        return [(row["low"], row["high"]) for row in await self._pool.fetch(_FIND_LOST_LINKS)]
+
     async def find_newest_link(self) -> tuple[int, bytes] | None:
         """See `Store.find_newest_link`."""
         found = await self._pool.fetch(_FIND_NEWEST_LINK)
@@ -417,6 +421,7 @@ _FIND_UNINTENDED = sql_of("find_unintended")
 _RESTORE_INTENTS = sql_of("restore_intents")
 _FIND_NEWEST_MARKS = sql_of("find_newest_marks")
 _FIND_LINKS = sql_of("find_links")
+_FIND_LOST_LINKS = sql_of("find_lost_links")
 _FIND_NEWEST_LINK = sql_of("find_newest_link")
 _FIND_CERTIFICATES_BY_SERIAL = sql_of("find_certificates_by_serial")
 _FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")

@@ -219,6 +219,13 @@ JOIN intent ON intent.issuer_id = unresolved_intent.issuer_id AND intent.serial 
 -- Links of the audit trail's chain.
 SELECT link_id, digest FROM audit_link WHERE link_id = ANY($1::bigint[]);
 
+-- name: find_lost_links
+-- Which links reconciliations said were lost. Reads all events; asked when a database was set back and some are missing.
+SELECT (extra ->> 'links_after')::bigint AS low, (extra ->> 'links_until')::bigint AS high
+FROM event
+WHERE kind = 'audit.reconcile' AND outcome = 'granted' AND extra ? 'links_until'
+ORDER BY event_id;
+
 -- name: find_newest_link
 -- How far the audit trail has come.
 SELECT link_id, digest FROM audit_link ORDER BY link_id DESC LIMIT 1;

@@ -328,7 +328,8 @@ async def test_what_was_signed_is_recorded_even_after_closing(store: Store, clos
     found = await store.find_certificate(intent.issuer_id, intent.serial)
     assert found is not None
     assert found.certificate == issued.certificate
-    assert await store.find_events(None, 10) == [issued.event]
+    (event,) = await store.find_events(None, 10)
+    assert event == msgspec.structs.replace(issued.event, extra={**issued.event.extra, "late": True})
     assert await store.find_issuances([intent.request_key]) == {}
 
 

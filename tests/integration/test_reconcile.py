@@ -55,6 +55,12 @@ class Site:
             assert self.process.wait(60) == 0, self.log
             self.process = None
 
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(60)
+            self.process = None
+
     @property
     def log(self) -> str:
         return self.log_path.read_text()
@@ -219,8 +225,27 @@ def test_what_the_database_forgot_comes_back_byte_for_byte(folder: Path) -> None
         status, _, complaint = site.audit("reconcile")
         assert status == 2
         assert "older than the database" in complaint
+        # The server does not go on from it either: the signer whose journal is older says so, and nothing is issued.
+        with pytest.raises(AssertionError):
+            site.start()
+        assert "had reached" in site.log
+        site.kill()
         shutil.rmtree(journal)
         newest.rename(journal)
+
+        # --- one of two journals is lost -------------------------------------------------------------------------------
+        status, found, _ = site.audit("reconcile")
+        assert (status, found["journals_absent"]) == (0, [])
+        aside = journal.with_name("aside")
+        aside.mkdir()
+        slots = {slot for slot in (0, 1) if (journal / f"journal-{slot}.head").exists()}
+        assert slots == {0, 1}
+        for path in journal.glob("journal-1*"):
+            path.rename(aside / path.name)
+        status, found, _ = site.audit("reconcile")
+        assert (status, len(found["journals_absent"])) == (1, 1)
+        status, found, _ = site.audit("reconcile", "--partial")
+        assert (status, len(found["journals_absent"])) == (0, 1)
     finally:
         site.stop()
 

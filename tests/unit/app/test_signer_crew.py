@@ -21,15 +21,17 @@ import pytest
 from database_proxy import database_proxy
 from patience import until
 from postgres_fixture import Database
+from store_values import make_intent
 
 from estd.app import troubles
 from estd.app.apply import apply_document
 from estd.app.handover import Heir
 from estd.app.identity import LABEL, ensure_ecosystem
-from estd.app.signer_crew import SignerCrew
+from estd.app.signer_crew import SignerCrew, find_farthest
 from estd.ca.ecosystem import read_document
 from estd.config import Config
 from estd.errors import Broken, Invalid
+from estd.signer.blocks import Mark, read_head, write_mark
 from estd.signer.client import SignerPool
 from estd.signer.server import SignerSettings
 from estd.store.contract import EcosystemRecord
@@ -362,3 +364,32 @@ async def test_one_that_is_not_there_in_time_is_named(
     with pytest.raises(Broken, match="not ready after 1 seconds: signer-0"):
         async with started(SignerCrew(config, None, runtime, own)):
             pytest.fail("there is no signer")
+
+
+def test_of_each_journal_the_farthest_mark_counts() -> None:
+    one, other = "0-0123456789abcdef", "1-0123456789abcdef"
+    texts = [f"{one}.7.{'a' * 16}", f"{one}.12.{'b' * 16}", f"{other}.3.{'c' * 16}", f"{one}.9.{'d' * 16}", "strange"]
+    assert sorted(find_farthest(texts)) == [f"{one}.12.{'b' * 16}", f"{other}.3.{'c' * 16}"]
+
+
+async def test_a_journal_that_was_set_back_keeps_its_signer_from_serving(
+    config: Config,
+    runtime: Path,
+    own: PostgresStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with started(SignerCrew(config, KEK, runtime, own)):
+        pass
+    # As if an older copy of slot 1's journal had been put back: the database knows it to have been longer.
+    (head,) = [read_head((config.data_directory / "journal" / "journal-1.head").read_bytes())]
+    assert head is not None
+    mark = write_mark(Mark(head.journal, head.sequence + 50, bytes(8)))
+    intent = make_intent(journal=mark)
+    await own.reserve_intents([intent])
+    monkeypatch.setattr("estd.app.children._START_SECONDS", 5.0)
+    crew = SignerCrew(config, KEK, runtime, own)
+    with pytest.raises(Broken):
+        async with started(crew):
+            pass
+    assert "had reached" in capfd.readouterr().err

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from factory import make_maker
 from msgspec import structs
 from postgres_fixture import NOW, Database
-from store_values import make_intent, make_issued
+from store_values import make_event, make_intent, make_issued, make_new_issuer, make_revocation
 
 from estd.asn1 import der
 from estd.auditor.auditing import Scope, audit_url
 from estd.auditor.findings import Findings
+from estd.ra.notes import write_note
 from estd.signer.blocks import Entry
 from estd.signer.journal import Journal
-from estd.store.contract import Closing, Intent, Issued
+from estd.store.contract import Closing, Intent, Issued, Outcome
 from estd.store.postgres import PostgresStore
+
+STARTS, ENDS = datetime(2030, 1, 1, tzinfo=UTC), datetime(2055, 1, 1, tzinfo=UTC)
+KEY = der.sequence(der.sequence(), der.bit_string(b"key"))
+
+
+def make_tbs(serial: bytes, subject: bytes = b"") -> bytes:
+    validity = der.sequence(b"\x17\x0d300101000000Z", b"\x18\x0f20550101000000Z")
+    number = bytes([2, len(serial)]) + serial
+    return der.sequence(
+        b"\xa0\x03\x02\x01\x02", number, der.sequence(), der.sequence(), validity, der.sequence(subject), KEY
+    )
 
 
 class System:
@@ -27,26 +41,48 @@ class System:
         self.store = store
         self.journal = journal
 
-    def intend(self, number: int) -> tuple[Intent, Entry]:
-        tbs = der.sequence(der.integer(number))
+    def intend(self, number: int, **fields: Any) -> tuple[Intent, Entry]:
         serial = number.to_bytes(4, "big")
-        intent = make_intent(serial=serial, tbs_sha256=hashlib.sha256(tbs).digest(), journal=self.journal.mark)
-        return intent, Entry(intent.issuer_id, serial, intent.request_key, tbs)
+        tbs = make_tbs(serial)
+        made: dict[str, Any] = {
+            "serial": serial,
+            "tbs_sha256": hashlib.sha256(tbs).digest(),
+            "spki_sha256": hashlib.sha256(KEY).digest(),
+            "journal": self.journal.mark,
+            "created_at": NOW - timedelta(minutes=10),
+        }
+        intent = make_intent(**made | fields)
+        note = write_note(
+            intent.ecosystem_id, intent.ecosystem_version, intent.node_id, intent.profile, intent.operation,
+            intent.identity, intent.device, intent.csr_sha256, intent.code_id,
+        )  # fmt: skip
+        return intent, Entry(intent.issuer_id, serial, intent.request_key, tbs, note)
 
     def result(self, intent: Intent, entry: Entry) -> Issued:
-        return make_issued(intent, certificate=der.sequence(entry.tbs, der.sequence(), der.bit_string(b"signature")))
+        certificate = der.sequence(entry.tbs, der.sequence(), der.bit_string(b"signature"))
+        issued = make_issued(intent, certificate=certificate, not_before=STARTS, not_after=ENDS)
+        extra = {"device": intent.device, "profile": intent.profile}
+        return structs.replace(issued, event=structs.replace(issued.event, extra=extra))
 
-    async def issue(self, number: int) -> tuple[Intent, Entry]:
-        intent, entry = self.intend(number)
-        await self.store.reserve_intents([intent])
+    async def issue(self, number: int, **fields: Any) -> tuple[Intent, Entry]:
+        intent, entry = self.intend(number, **fields)
+        assert await self.store.reserve_intents([intent]) == [Outcome.RESERVED]
         self.journal.record_entries([entry], NOW)
         await self.store.record_issued([self.result(intent, entry)])
         return intent, entry
 
 
-async def audit(database: Database, directory: Path, *, partial: bool = False) -> Findings:
+async def audit(database: Database, directory: Path, *, partial: bool = False, now: datetime = NOW) -> Findings:
     scope = Scope([directory], with_signatures=False, partial=partial)
-    return await audit_url(database.url, scope, NOW, lambda _what, _count: None)
+    return await audit_url(database.url, scope, now, lambda _what, _count: None)
+
+
+async def change(database: Database, *statements: str) -> None:
+    """As whoever owns the database can, past the triggers that refuse it."""
+    async with database.session() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        for statement in statements:
+            await connection.execute(statement)
 
 
 def told(findings: Findings) -> set[tuple[str, str | None]]:
@@ -67,7 +103,8 @@ async def test_each_fault_is_told_by_its_invariant(database: Database, store: Po
     await store.record_issued([system.result(unjournaled, entry)])
     other, entry = system.intend(0x13)  # another content than was intended
     await store.reserve_intents([other])
-    system.journal.record_entries([Entry(entry.issuer_id, entry.serial, entry.request_key, b"\x30\x01x")], NOW)
+    content = make_tbs(other.serial, subject=der.sequence())
+    system.journal.record_entries([Entry(1, other.serial, other.request_key, content, entry.note)], NOW)
     void, entry = system.intend(0x14)  # said to be never signed
     await store.reserve_intents([void])
     system.journal.record_entries([entry], NOW)
@@ -122,11 +159,146 @@ async def test_a_revocation_of_a_serial_nobody_intended_is_worth_a_note(
     database: Database, store: PostgresStore, tmp_path: Path
 ) -> None:
     Journal.open(tmp_path / "journal", 0, NOW).close(NOW)
-    async with database.session() as connection:
-        await connection.execute("SET session_replication_role = replica")
-        await connection.execute(
-            "INSERT INTO revocation (revoked_at, issuer_id, serial, reason) VALUES (now(), 1, '\\x0a', 'unspecified')"
-        )
+    await store.record_ecosystem("campus", {}, [make_new_issuer()], 0, "ada", make_event(kind="ecosystem.apply"))
+    event = make_event(kind="certificate.revoke", at=NOW, issuer_id=1, serial="0a", extra={"reason": "unspecified"})
+    await store.record_revocation(make_revocation(1, b"\x0a", reason="unspecified", revoked_at=NOW), event)
     found = await audit(database, tmp_path / "journal")
-    assert found.clean
-    assert "revoked" in found.notices[0]
+    assert any("revoked and was never intended" in notice for notice in found.notices)
+
+
+CHANGES = {
+    # what a journal entry's note says
+    "identity = 'somebody else'": "ii",
+    "device = 'another'": "ii",
+    "profile = 'other'": "ii",
+    "operation = 'simplereenroll'": "ii",
+    "ecosystem_id = 2": "ii",
+    "ecosystem_version = 9": "ii",
+    "node_id = 9": "ii",
+    "csr_sha256 = sha256(csr_sha256)": "ii",
+    # what the bytes themselves say, and when they were journaled
+    "spki_sha256 = sha256(spki_sha256)": "ii",
+    "created_at = created_at - interval '1 day'": "ii",
+    # a spent code is spent
+    "code_id = NULL": "vi",
+    "held_code_id = NULL": "vi",
+    "code_id = NULL, held_code_id = NULL": "vi",
+    "held_code_id = 8": "vi",
+    "code_id = 8, held_code_id = 8": "vi",
+    # a request has one certificate, and a retry gets it
+    "closed = 'orphan'": "vi",
+    "closed = 'superseded'": "vi",
+    "closed = 'void'": "iv",
+    # where it was begun
+    "journal = '7-0123456789abcdef' || substr(journal, 19)": "v",
+    "journal = split_part(journal, '.', 1) || '.9.' || split_part(journal, '.', 3)": "v",
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+async def test_a_changed_intent_is_told(database: Database, store: PostgresStore, tmp_path: Path, changed: str) -> None:
+    system = System(store, Journal.open(tmp_path / "journal", 0, NOW))
+    await store.record_ecosystem(
+        "campus", {"profile": {"sensor": {"retry_window": "1h"}}}, [], 0, "ada", make_event(kind="ecosystem.apply")
+    )
+    baseline = (await audit(database, tmp_path / "journal")).breaches
+    await system.issue(1, code_id=7)
+    await system.issue(2)
+    assert (await audit(database, tmp_path / "journal")).breaches == baseline
+    await change(database, f"UPDATE intent SET {changed} WHERE serial = '\\x00000001'")
+    found = (await audit(database, tmp_path / "journal")).breaches
+    assert (CHANGES[changed], "00000001") in {(one.invariant.value, one.serial) for one in found}
+
+
+@pytest.mark.parametrize(
+    ("changed", "invariant"),
+    [
+        ("not_before = not_before + interval '1 s'", "i"),
+        ("not_after = 'infinity'", "i"),
+        ("not_after = not_after + interval '10 years'", "i"),
+        ("issued_at = issued_at - interval '1 s'", "v"),
+        ("ecosystem_id = 2", "v"),
+    ],
+)
+async def test_a_changed_row_of_a_certificate_is_told(
+    database: Database, store: PostgresStore, tmp_path: Path, changed: str, invariant: str
+) -> None:
+    system = System(store, Journal.open(tmp_path / "journal", 0, NOW))
+    await system.issue(1)
+    await change(database, f"UPDATE certificate SET {changed}")
+    assert told(await audit(database, tmp_path / "journal")) == {(invariant, "00000001")}
+
+
+async def test_a_certificate_that_is_gone_breaks_the_first_invariant_and_no_other(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    system = System(store, Journal.open(tmp_path / "journal", 0, NOW))
+    await system.issue(1)
+    await change(database, "DELETE FROM certificate")
+    assert told(await audit(database, tmp_path / "journal")) == {("i", "00000001")}
+
+
+async def test_an_unresolved_row_without_intent_is_told(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    Journal.open(tmp_path / "journal", 0, NOW).close(NOW)
+    await change(database, "INSERT INTO unresolved_intent VALUES (now(), 1, 1, '\\x0a')")
+    assert told(await audit(database, tmp_path / "journal")) == {("iv", "0a")}
+
+
+async def test_a_code_that_was_left_to_whoever_spent_it_anew_is_no_fault(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    """As a reconciliation leaves it: the lost certificate's intent lets go of the code that another one holds by now."""
+    system = System(store, Journal.open(tmp_path / "journal", 0, NOW))
+    await system.issue(1, code_id=7)
+    await change(database, "UPDATE intent SET held_code_id = NULL, code_id = NULL")
+    await system.issue(2, code_id=7)
+    assert (await audit(database, tmp_path / "journal")).breaches == []
+
+
+async def test_an_orphan_that_became_known_is_no_fault(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    system = System(store, Journal.open(tmp_path / "journal", 0, NOW))
+    intent, entry = system.intend(1)
+    await store.reserve_intents([intent])
+    system.journal.record_entries([entry], NOW)
+    await store.close_intent(intent.issuer_id, intent.serial, Closing.ORPHAN)
+    await store.record_issued([system.result(intent, entry)])
+    assert (await audit(database, tmp_path / "journal")).breaches == []
+    await change(database, "UPDATE intent SET closed = NULL")
+    assert told(await audit(database, tmp_path / "journal")) == {("vi", "00000001")}
+
+
+async def test_a_certificate_gives_way_to_another_once_its_time_is_over(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    directory = tmp_path / "journal"
+    system = System(store, Journal.open(directory, 0, NOW))
+    document = {"profile": {"sensor": {"retry_window": "1h30min"}}}
+    await store.record_ecosystem("campus", document, [make_new_issuer()], 0, "ada", make_event(kind="ecosystem.apply"))
+    intent, _ = await system.issue(1, request_key=bytes(32))
+    await store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED)
+    assert ("vi", "00000001") in told(await audit(database, directory))
+    assert ("vi", "00000001") not in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
+    # What follows it too early is told for ever ...
+    await system.issue(2, request_key=bytes(32))
+    assert ("vi", "00000001") in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
+    # ... unless that certificate was revoked.
+    event = make_event(
+        kind="certificate.revoke", at=NOW, issuer_id=1, serial="00000001", extra={"reason": "superseded"}
+    )
+    await store.record_revocation(make_revocation(1, (1).to_bytes(4), reason="superseded", revoked_at=NOW), event)
+    assert ("vi", "00000001") not in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
+
+
+async def test_an_intent_of_a_lost_journal_waits_for_it_before_it_is_given_up(
+    database: Database, store: PostgresStore, tmp_path: Path
+) -> None:
+    Journal.open(tmp_path / "journal", 0, NOW).close(NOW)
+    system = System(store, Journal.open(tmp_path / "other", 0, NOW))
+    intent, _ = system.intend(1)
+    await store.reserve_intents([structs.replace(intent, created_at=NOW - timedelta(minutes=19))])
+    assert (await audit(database, tmp_path / "journal")).clean
+    assert told(await audit(database, tmp_path / "journal", now=NOW + timedelta(minutes=2))) == {("iv", "00000001")}

@@ -193,3 +193,42 @@ async def test_one_that_cannot_be_restored_keeps_none_of_the_others(
     road.now += timedelta(minutes=2)
     await reconcile(road)
     assert sorted(await road.certificates()) == sorted(certificates)
+
+
+async def test_a_journal_that_is_not_here_is_named_and_the_others_are_restored(road: Any, database: Database) -> None:
+    kept = await road.enrollment.enroll(road.order("device-1"))
+    lost = await road.enrollment.enroll(road.order("device-2"))
+    await forget(database, lost)
+    gone = f"1-{'0' * 16}"
+    async with database.session() as connection:  # as if another signer, whose journal is lost, had made the first one
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute("UPDATE intent SET journal = $1", f"{gone}.5.{'0' * 16}")
+        with pytest.raises(Invalid) as caught:
+            await work(road).survey()
+        assert gone in str(caught.value.problems[0])
+        assert "--partial" in str(caught.value.problems[0])
+        partial = Reconciliation(
+            road.store, road.enrollment, [road.journals], lambda: road.now, lambda _what, _count: None, partial=True
+        )
+        assert (await partial.survey()).absent == [gone]
+    await road.enrollment.enroll(road.order("device-3"))
+    report = await reconcile(road)  # with a certificate of a journal that is here, it is only told
+    assert (report.absent, len(report.restored)) == ([gone], 1)
+    assert report.write()["journals_absent"] == [gone]
+    assert ("journals that are not here", gone) in report.describe()
+    assert kept in await road.certificates()
+
+
+async def test_links_that_were_told_to_be_lost_are_not_told_again(road: Any, database: Database) -> None:
+    for number in range(3):
+        await road.enrollment.enroll(road.order(f"device-{number}"))
+    newest, digest = await road.store.find_newest_link()
+    await road.signer._control.anchor(newest + 20, digest)
+    await road.enrollment.enroll(road.order("device-9"))  # flushes it
+    report = await reconcile(road)
+    assert report.lost_events == (newest + 19, newest + 20)
+    before = await road.store.find_newest_link()
+    assert await road.store.find_lost_links() == [(newest + 19, newest + 20)]
+    again = await reconcile(road)
+    assert again.lost_events is None
+    assert await road.store.find_newest_link() == before

@@ -125,6 +125,6 @@ def test_what_is_settled_later_has_its_dates_from_the_certificate_and_no_request
             request_id="",
             issuer_id=5,
             serial="0abc",
-            extra={"device": "pump-17", "profile": "pump"},
+            extra={"device": "pump-17", "profile": "pump", "settled": True},
         ),
     )

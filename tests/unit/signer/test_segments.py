@@ -170,3 +170,33 @@ def test_an_auditor_finds_a_result_without_entry(directory: Path):
 def test_an_empty_directory_holds_no_journal(tmp_path: Path):
     with pytest.raises(Invalid, match="no journal"):
         check_journal(tmp_path, 3)
+
+
+def test_a_journal_that_was_set_back_is_refused_and_left_as_it_is(directory: Path, tmp_path: Path):
+    """An older copy with a head that agrees, and one that went on from there: the marks of a database tell."""
+    journal = Journal.open(directory, 3, NOW)
+    journal.record_entries([entry(1)], NOW)
+    early = journal.mark
+    older = crash(directory, tmp_path / "older")
+    journal.record_entries([entry(2)], NOW)
+    late = journal.mark
+    journal.close(NOW)
+    before = {path.name: path.read_bytes() for path in older.iterdir() if path.suffix != ".lock"}
+    with pytest.raises(Invalid, match="had reached"):
+        Journal.open(older, 3, NOW, marks=[early, late])
+    assert {path.name: path.read_bytes() for path in older.iterdir() if path.suffix != ".lock"} == before
+    forked = Journal.open(older, 3, NOW)  # by whoever knows no marks
+    for number in range(5, 10):
+        forked.record_entries([entry(number)], NOW)
+    forked.close(NOW)
+    with pytest.raises(Invalid, match="is another one than the database says"):
+        Journal.open(older, 3, NOW, marks=[early, late])
+    Journal.open(directory, 3, NOW, marks=[early, late, "4-0123456789abcdef.99.0123456789abcdef"]).close(NOW)
+
+
+def test_a_new_journal_knows_nothing_of_marks_of_an_old_one(directory: Path, tmp_path: Path):
+    journal = Journal.open(directory, 3, NOW)
+    journal.record_entries([entry(1)], NOW)
+    mark = journal.mark
+    journal.close(NOW)
+    Journal.open(tmp_path / "new", 3, NOW, marks=[mark]).close(NOW)

@@ -24,7 +24,7 @@ _Told = tuple[Any, bytes, Mapping[str, Any]]
 """An event, the serial it names, and its `extra`."""
 
 
-class Testimony:
+class Hearing:
     """Hears every event in turn; `connection` sees the tables as they are now."""
 
     def __init__(self, connection: Connection, findings: Findings, ecosystems: Ecosystems) -> None:
