@@ -17,15 +17,16 @@ class Invariant(enum.Enum):
     ON_RECORD = "i"
     """Every certificate that was delivered, or is known, is in the database, and to the byte as the journal has it."""
     INTENDED = "ii"
-    """Whatever the journal says was signed has an intent."""
+    """Whatever the journal says was signed has an intent, which says of it what the journal's note says."""
     ONE_CONTENT = "iii"
     """No serial stands for two contents."""
     SETTLED = "iv"
     """An intent without result is closed in time, revocable, and its status is defined."""
     UNBROKEN = "v"
-    """Journal and audit trail are as they were written: nothing edited, removed, moved or cut off."""
+    """Journal and audit trail are as they were written: nothing edited, removed, moved or cut off; and the tables say what
+    the trail says."""
     ONCE = "vi"
-    """One request key has one standing certificate."""
+    """One request key has one standing certificate, and so has a single-use enrollment code."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def list_events(
     default=300,
     show_default=True,
     metavar="SECONDS",
-    help="How long an intent may be without result.",
+    help="How long an intent may be without result; one whose journal is not given 15 minutes longer.",
 )
 @click.option("--no-signatures", is_flag=True, help="Do not verify the certificates' signatures; several times faster.")
 @click.option(
@@ -134,11 +134,11 @@ def verify(
 
     \b
       i    every certificate is in the database, as the journal has it
-      ii   whatever the journal says was signed has an intent
+      ii   whatever the journal says was signed has an intent, which says the same of it
       iii  no serial stands for two contents
       iv   intents without result are closed in time, with a defined status
-      v    journal and audit trail are as they were written
-      vi   one request key has one standing certificate
+      v    journal and audit trail are as they were written, and the tables say what they say
+      vi   one request, and one single-use code, has one standing certificate
 
     \b
     Exit status: 0 all of them hold, 1 one does not, 2 it could not be found out.

@@ -6,6 +6,7 @@ A real server, whose private cluster is copied while it is stopped; more certifi
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -24,6 +26,8 @@ from factory import make_csr, make_name
 from line import Line, basic
 from live_server import Device, make_device
 from patience import wait_for_file
+
+from estd.store.private import PrivatePostgres
 
 LABEL = "campus-north"
 
@@ -82,6 +86,16 @@ class Site:
             [ESTD, "audit", *arguments, "--dir", self.directory, "--json"], capture_output=True, text=True, timeout=100
         )
         return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+    async def execute(self, statement: str) -> None:
+        """Change the database of a server that does not run."""
+        private = PrivatePostgres(self.directory / "data" / "postgres")
+        connection = await asyncpg.connect(await asyncio.to_thread(private.start))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+            await asyncio.to_thread(private.stop)
 
     def line(self, device: Device | None = None) -> Line:
         trust = self.directory / "trust.pem"
@@ -233,19 +247,25 @@ def test_what_the_database_forgot_comes_back_byte_for_byte(folder: Path) -> None
         shutil.rmtree(journal)
         newest.rename(journal)
 
-        # --- one of two journals is lost -------------------------------------------------------------------------------
+        # --- journals that are not here --------------------------------------------------------------------------------
         status, found, _ = site.audit("reconcile")
         assert (status, found["journals_absent"]) == (0, [])
-        aside = journal.with_name("aside")
-        aside.mkdir()
-        slots = {slot for slot in (0, 1) if (journal / f"journal-{slot}.head").exists()}
-        assert slots == {0, 1}
-        for path in journal.glob("journal-1*"):
-            path.rename(aside / path.name)
+        gone = f"1-{'0' * 16}"
+        asyncio.run(
+            site.execute(
+                f"UPDATE intent SET journal = '{gone}.5.{'0' * 16}' WHERE serial = "
+                "(SELECT serial FROM certificate ORDER BY issued_at DESC LIMIT 1)"
+            )
+        )
         status, found, _ = site.audit("reconcile")
-        assert (status, len(found["journals_absent"])) == (1, 1)
+        assert (status, found["journals_absent"]) == (1, [gone])
         status, found, _ = site.audit("reconcile", "--partial")
-        assert (status, len(found["journals_absent"])) == (0, 1)
+        assert (status, found["journals_absent"]) == (0, [gone])
+        asyncio.run(site.execute(f"UPDATE intent SET journal = '{gone}.5.{'0' * 16}'"))
+        status, _, complaint = site.audit("reconcile")
+        assert (status, "--partial" in complaint) == (2, True)
+        status, found, _ = site.audit("reconcile", "--partial")
+        assert (status, found["journals_absent"]) == (0, [gone])
     finally:
         site.stop()
 
