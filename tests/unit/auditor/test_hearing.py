@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 from postgres_fixture import NOW, Database
 from store_values import make_event, make_intent, make_issued, make_new_issuer, make_revocation
 
@@ -70,6 +71,27 @@ async def test_what_the_tables_say_otherwise_is_told(
     await change(database, changed)
     findings, _ = await audit(database)
     assert {(one.invariant.value, one.serial) for one in findings.breaches} == {(invariant, intent.serial.hex())}
+
+
+@pytest.mark.parametrize(
+    ("extra", "is_told"),
+    [
+        ({}, False),  # of a version whose settlements did not say which of them came late
+        ({"settled": True}, True),
+        ({"settled": True, "late": True}, False),
+    ],
+)
+async def test_an_orphan_has_a_certificate_that_came_late(
+    database: Database, store: PostgresStore, extra: dict[str, bool], is_told: bool
+) -> None:
+    intent = make_intent()
+    await store.reserve_intents([intent])
+    issued = make_issued(intent)
+    event = structs.replace(issued.event, ecosystem=None, address="", request_id="", extra=extra)
+    await store.record_issued([structs.replace(issued, event=event)])
+    await change(database, "UPDATE intent SET closed = 'orphan'")
+    findings, _ = await audit(database)
+    assert [one.invariant.value for one in findings.breaches] == ["vi"] * is_told
 
 
 @pytest.mark.parametrize(
