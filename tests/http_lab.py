@@ -7,6 +7,7 @@ import asyncio
 
 from tls_lab import Client, Floor, make_identity
 
+from estd.errors import Code, Refused
 from estd.web import metrics
 from estd.web.site import Site
 from estd.wire.exchange import Exchange, Reply
@@ -20,6 +21,8 @@ class Desk:
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
+        self.refusals: list[tuple[str, str, Code]] = []
+        """Method, path and code of what was refused before it was a whole request."""
         self.fault: Exception | None = None
         self.seconds = 0.0
         self.gate = asyncio.Event()
@@ -33,6 +36,10 @@ class Desk:
         if self.fault is not None:
             raise self.fault
         return "echo", "ok", Reply(200, exchange.body or b"nothing", "text/plain", (("X-Path", exchange.path),))
+
+    def note_refusal(self, exchange: Exchange, reason: Refused) -> str:
+        self.refusals.append((exchange.method, exchange.path, reason.code))
+        return "echo" if exchange.path == "/path" else "unknown"
 
     @property
     def paths(self) -> list[str]:

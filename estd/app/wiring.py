@@ -67,7 +67,7 @@ class Worker:
             self._bulk,
             self._refusals,
         )
-        self._site = Site(self._est.answer, messages.write_refusal, takes_stream)
+        self._site = Site(self._est.answer, messages.write_refusal, takes_stream, self._est.note_refusal)
         self._gate = Gate(self._limits, soon=loop.call_soon, pace=pace, later=loop.call_later)
         self._watch = Watch(self._limits.look_seconds, self._gate.press)
         self._context = build_context(settings.tls_chain.encode(), settings.tls_key.encode())

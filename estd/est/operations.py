@@ -118,6 +118,19 @@ class Est:
             raise
         return operation, "ok", reply
 
+    def note_refusal(self, exchange: Exchange, reason: Refused) -> str:
+        """Write down what was refused before it was a whole request; the operation, for metrics."""
+        label, operation = None, "unknown"
+        try:
+            label, route = _find_route(exchange.path)
+            operation = route.operation
+        except Refused:
+            pass  # that nothing is there is not what it was refused for
+        event = self._write_refusal(exchange, operation, label, reason)
+        if self._refusals.is_for_itself(event, exchange.peer):
+            self._trail.note(event)
+        return operation
+
     async def _carry_out(self, exchange: Exchange, label: str | None, access: Public | Guarded) -> Reply:
         # The directory may be replaced while we wait: one request sees one of them.
         directory = self.directory
@@ -192,12 +205,19 @@ class Est:
     async def _record_refusal(
         self, exchange: Exchange, operation: str, label: str | None, reason: Refused | Unavailable
     ) -> None:
+        event = self._write_refusal(exchange, operation, label, reason)
+        if self._refusals.is_for_itself(event, exchange.peer):
+            await self._trail.record(event)
+
+    def _write_refusal(
+        self, exchange: Exchange, operation: str, label: str | None, reason: Refused | Unavailable
+    ) -> Event:
         ecosystem_id = None
         try:
             ecosystem_id = self.directory.find_place(label).ecosystem.ecosystem_id
         except (Refused, Unavailable):
             pass  # the label itself is what was refused, or leads nowhere now; the event says so
-        event = Event(
+        return Event(
             at=exchange.at,
             kind=f"est.{operation}",
             outcome="refused" if isinstance(reason, Refused) else "failed",
@@ -209,8 +229,6 @@ class Est:
             address=exchange.peer.address,
             request_id=exchange.request_id,
         )
-        if self._refusals.is_for_itself(event, exchange.peer):
-            await self._trail.record(event)
 
 
 ROUTES: Final[tuple[Route, ...]] = (

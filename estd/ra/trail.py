@@ -57,6 +57,10 @@ class Trail:
         self._in_hand = []
         self._kept.clear()
 
+    def note(self, event: Event) -> None:
+        """Log the event and have it committed, waiting for nothing."""
+        _ = self._keep(event)
+
     async def record(self, event: Event) -> None:
         """Log the event and commit it, waiting a moment at most."""
         await asyncio.wait([self._keep(event)], timeout=_PATIENCE_SECONDS)

@@ -50,6 +50,7 @@ class _Site(Protocol):
     def protocol(self, exchange: Exchange, /) -> Awaitable[tuple[str, str, Reply]]: ...
     def write_refusal(self, reason: Refused | Unavailable, request_id: str, /) -> Reply: ...
     def takes_stream(self, method: str, path: str, /) -> bool: ...
+    def note_refusal(self, exchange: Exchange, reason: Refused, /) -> str: ...
     def request_began(self) -> None: ...
     def request_ended(self) -> None: ...
 
@@ -295,19 +296,7 @@ class Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._answer(body))
 
     async def _answer(self, body: bytes) -> None:
-        message = self._message
-        assert message is not None
-        peer: Peer = self._transport.get_extra_info("estd.peer")
-        exchange = Exchange(
-            message.method,
-            read_path(message.path),
-            message.headers,
-            body,
-            peer,
-            self._request_id,
-            datetime.now(UTC).replace(microsecond=0),
-            self._stream,
-        )
+        exchange = self._write_exchange(body)
         operation, outcome = "unknown", Code.INTERNAL.value
         try:
             operation, outcome, reply = await self._site.protocol(exchange)
@@ -325,6 +314,14 @@ class Connection(asyncio.Protocol):
         else:
             # A body of any length that nobody took is not worth waiting for.
             self._reply(operation, outcome, reply, is_last=self._stream is not None and not self._stream.is_whole)
+
+    def _write_exchange(self, body: bytes) -> Exchange:
+        message = self._message
+        assert message is not None
+        peer: Peer = self._transport.get_extra_info("estd.peer")
+        at = datetime.now(UTC).replace(microsecond=0)
+        path = read_path(message.path)
+        return Exchange(message.method, path, message.headers, body, peer, self._request_id, at, self._stream)
 
     async def _send_stream(self, operation: str, outcome: str, reply: Reply) -> None:
         message = self._message
@@ -354,8 +351,9 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, reason: Refused) -> None:
         """Refuse what has not come whole: nothing behind it can be a request."""
+        operation = self._site.note_refusal(self._write_exchange(b""), reason)
         reply = self._site.write_refusal(reason, self._request_id)
-        self._reply("unknown", reason.code.value, reply, is_last=True)
+        self._reply(operation, reason.code.value, reply, is_last=True)
 
     def _reply(self, operation: str, outcome: str, reply: Reply, *, is_last: bool = False) -> None:
         message = self._message
@@ -401,7 +399,10 @@ class Connection(asyncio.Protocol):
             return  # with a streamed body; its answer is the last
         metrics.count_request("unknown", Code.MALFORMED_REQUEST.value)
         refusal = Refused(Code.MALFORMED_REQUEST, f"this is no HTTP request: {detail}", "RFC 9112 §2.2")
-        reply = self._site.write_refusal(refusal, next(_REQUEST_IDS))
+        request_id, at = next(_REQUEST_IDS), datetime.now(UTC).replace(microsecond=0)
+        peer: Peer = self._transport.get_extra_info("estd.peer")
+        self._site.note_refusal(Exchange("", "", {}, b"", peer, request_id, at), refusal)
+        reply = self._site.write_refusal(refusal, request_id)
         self._transport.write(write_response(reply, is_last=True))
         self.close()
 

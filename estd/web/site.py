@@ -34,14 +34,21 @@ class Site:
         protocol: Protocol,
         write_refusal: WriteRefusal,
         takes_stream: Callable[[str, str], bool] = lambda _method, _path: False,
+        note_refusal: Callable[[Exchange, Refused], str] = lambda _exchange, _reason: "unknown",
     ) -> None:
-        """`takes_stream` tells by method and path whether the protocol wants the body as it comes, whatever its length."""
+        """Args:
+        protocol: answers whole requests.
+        write_refusal: writes what is answered where there is none.
+        takes_stream: whether, by method and path, the protocol wants the body as it comes, whatever its length.
+        note_refusal: told of what was refused before it was a whole request; names the operation.
+        """
         if HttpRequestParser is HttpRequestParserPy:
             # Nearly all of aiohttp's request smuggling was in the parser it falls back to.
             raise Broken("aiohttp lacks its compiled parser; install its wheel, without AIOHTTP_NO_EXTENSIONS")
         self.protocol = protocol
         self.write_refusal = write_refusal
         self.takes_stream = takes_stream
+        self.note_refusal = note_refusal
         self.connections: set[Connection] = set()
         self.draining = False
         """When set, each answer closes its connection."""

@@ -20,6 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from live_server import NORTH, SOUTH, Device, Live, attempt, judge, run
+from patience import wait_until
 from tls_programs import Client, connect_gnutls, connect_openssl
 
 pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("_programs")]
@@ -772,17 +773,26 @@ def test_another_media_type(live: Live, curl: Curl, tmp_path: Path, media_type: 
 def test_a_content_encoding(live: Live, curl: Curl, tmp_path: Path, coding: str) -> None:
     device = live.device(NORTH)
     body = some_csr(tmp_path, device.subject)
+    before = live.last_event()
     answer = curl("simpleenroll", *of(device), *_PKCS10, "-H", f"Content-Encoding: {coding}", body=body)
     check_text(answer, 415, "content-encoding-refused")
+    # Also what was refused before its body was read is on record, by the operation and the id that the device was told.
+    told = wait_until(lambda: live.events(before, code="content-encoding-refused"))
+    assert [(event["kind"], event["request_id"]) for event in told] == [
+        ("est.simpleenroll", answer.header("X-Request-Id"))
+    ]
 
 
 @pytest.mark.usefixtures("nothing_issued")
 @pytest.mark.parametrize("size", [65_537, 1_000_000])
 @pytest.mark.parametrize("framing", [(), ("-H", "Transfer-Encoding: chunked"), ("-H", "Expect:")])
 def test_a_body_that_is_too_large(live: Live, curl: Curl, size: int, framing: tuple[str, ...]) -> None:
+    before = live.last_event()
     answer = curl("simpleenroll", *of(live.device(NORTH)), *_PKCS10, *framing, body=b"A" * size)
     assert answer.status == 413
-    assert live.metric("estd_requests_total", outcome="body-too-large") > 0
+    assert live.metric("estd_requests_total", operation="simpleenroll", outcome="body-too-large") > 0
+    told = wait_until(lambda: live.events(before, code="body-too-large"))
+    assert [event["request_id"] for event in told] == [answer.header("X-Request-Id")]
 
 
 @pytest.mark.usefixtures("nothing_issued")

@@ -28,6 +28,6 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture
 async def house() -> AsyncIterator[House]:
     desk = Desk()
-    site = Site(desk.answer, write_refusal)
+    site = Site(desk.answer, write_refusal, note_refusal=desk.note_refusal)
     async with run_floor(SERVER, make_inner=site.http) as floor:
         yield House(floor, site, desk)

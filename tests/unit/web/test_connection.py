@@ -204,7 +204,8 @@ async def test_a_body_that_dawdles_is_given_up(house: House, monkeypatch: pytest
     assert statuses(answer) == [408]
     assert answer.endswith(b"<end>")
     assert 0.2 < time.monotonic() - started < 1.5
-    assert counted("unknown", Code.REQUEST_TIMEOUT.value) > 0
+    assert counted("echo", Code.REQUEST_TIMEOUT.value) > 0
+    assert house.desk.refusals == [("POST", "/path", Code.REQUEST_TIMEOUT)]
 
 
 async def drip(client: Client) -> None:
@@ -330,14 +331,15 @@ CORPUS = {
 async def test_smuggling(house: House, caplog: pytest.LogCaptureFixture, name: str, cut: int | None) -> None:
     request = CORPUS[name]
     parts = [request] if cut is None else [request[: len(HEAD)], request[len(HEAD) :]]
-    before = counted("unknown", Code.MALFORMED_REQUEST.value)
+    before = sum(counted(one, Code.MALFORMED_REQUEST.value) for one in ("echo", "unknown"))
     answer = await house.say(*parts, pause=0.0 if cut is None else 0.01)
     assert statuses(answer) in ([400], []), answer
     assert answer.endswith(b"<end>")
     assert house.desk.exchanges == []
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     if statuses(answer):
-        assert counted("unknown", Code.MALFORMED_REQUEST.value) == before + 1
+        assert sum(counted(one, Code.MALFORMED_REQUEST.value) for one in ("echo", "unknown")) == before + 1
+        assert [code for _, _, code in house.desk.refusals] == [Code.MALFORMED_REQUEST]
         head, _, body = answer.partition(b"\r\n\r\n")
         assert b"Server: estd\r\n" in head
         assert b"X-Request-Id: " in head
