@@ -42,6 +42,7 @@ class Database:
         """Start the private one.
 
         Raises:
+            Invalid: its directory is not ours to use.
             Unavailable: it cannot run here.
         """
         if self.directory is None:

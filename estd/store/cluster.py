@@ -15,6 +15,7 @@ a link, and a process is only ever signalled after the kernel has confirmed that
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -27,13 +28,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from estd.errors import Code, Unavailable
+from estd.errors import Code, Invalid, Problem, Unavailable
 from estd.store.launcher import Launcher, name_of
 
 ROLE = "estd"
 """The database role estd works as, and the name of the database it owns."""
 SUPERUSER = "postgres"
 """The role for backups and repairs; estd itself never connects with it."""
+_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What trying again will not mend."""
 
 
 class PidFile(NamedTuple):
@@ -82,9 +85,14 @@ class Cluster:
         self.settings = self.directory / "postgresql.conf"
 
     def prepare(self) -> None:
-        """Make the directory if it is missing."""
+        """Make the directory if it is missing.
+
+        Raises:
+            Invalid: it cannot be.
+            Unavailable: there is no room for it now.
+        """
         if re.search(r"[\n\r]", str(self.directory)):
-            raise Unavailable(Code.STORE_UNAVAILABLE, "The directory's name holds a line break; choose another.")
+            raise Invalid([Problem(repr(str(self.directory)), "holds a line break", "Choose another directory.")])
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -233,7 +241,10 @@ class Cluster:
         except (OSError, ValueError):
             return ""
 
-    def _unusable(self, error: OSError) -> Unavailable:
+    def _unusable(self, error: OSError) -> Unavailable | Invalid:
+        if error.errno in _FOR_GOOD:
+            remedy = "Run estd as the user who owns it, or choose another one."
+            return Invalid([Problem(str(self.directory), f"cannot be used ({error.strerror})", remedy)])
         return Unavailable(
             Code.STORE_UNAVAILABLE, f"{self.directory} cannot be used ({error.strerror}); choose another directory."
         )

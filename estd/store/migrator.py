@@ -18,7 +18,7 @@ from importlib import resources
 
 import asyncpg
 
-from estd.errors import Broken, Code, Unavailable
+from estd.errors import Broken, Code, Invalid, Problem, Unavailable
 from estd.store.pool import unavailable
 from estd.store.queries import sql_of
 
@@ -76,10 +76,11 @@ async def migrate(
         migrations: for tests.
 
     Raises:
+        Invalid: that is no URL.
         Unavailable: the database cannot be reached, or its schema is not one this version can start from.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=600)
+        connection = await _connect(url)
         try:
             async with connection.transaction():
                 await connection.execute(sql_of("lock_migrations"))
@@ -114,6 +115,19 @@ async def check_schema(connection: asyncpg.Connection, migrations: Sequence[Migr
     for migration in migrations:
         if migration.number not in done.known and migration.phase is Phase.PRE:
             raise _refusal(f"The database lacks {migration}: start `estd serve` of this version, which adds it.")
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(url, timeout=10, command_timeout=600)
+    except asyncpg.ClientConfigurationError as error:
+        what = f"cannot be used: {error}"
+    except ValueError:
+        what = "cannot be read"  # by which part of it is not told: that may be a piece of the password
+    remedy = (
+        "Write it like postgresql://estd:PASSWORD@db.example:5432/estd; in a password %2F, %40 and %3A stand for / @ :."
+    )
+    raise Invalid([Problem("database.url", what, remedy)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class PrivatePostgres:
         """Start the server, or attach to the one that runs, and return its URL. Repeating it is harmless.
 
         Raises:
+            Invalid: its directory is not ours to use.
             Unavailable: it cannot run here; the detail says why, what to do, and the last lines of the server's log.
         """
         self._cluster.prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from estd.errors import Unavailable
+from estd.errors import Invalid, Unavailable
 from estd.store.cluster import Cluster, PidFile, read_tail, try_lock, wait_for, write_file
 from estd.store.launcher import Account, Launcher, name_of
 
@@ -121,8 +122,25 @@ def test_a_short_directory_that_others_may_enter_is_not_used_again(tmp_path: Pat
 def test_a_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "line\nbreak"):
-        with pytest.raises(Unavailable, match="choose another"):
+        with pytest.raises(Invalid, match="hoose another"):
             Cluster(path).prepare()
+
+
+def test_a_directory_of_somebody_else_is_not_tried_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, to whom no directory is closed."""
+
+    def refuse(number: int) -> None:
+        def refused(*_: object, **__: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("estd.store.cluster.os.open", refused)
+
+    refuse(errno.EACCES)
+    with pytest.raises(Invalid, match=r"cannot be used \(Permission denied\)\. Run estd as the user who owns it"):
+        cluster.open_lock("start.lock")
+    refuse(errno.ENOSPC)
+    with pytest.raises(Unavailable, match="No space left"):
+        cluster.open_lock("start.lock")
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from postgres_fixture import Database
 
-from estd.errors import Unavailable
+from estd.errors import Invalid, Unavailable
 from estd.store.migrator import MIGRATIONS, Migration, Phase, check_schema, load_migrations, migrate
 
 ONE = Migration(1, Phase.PRE, "one", "CREATE TABLE one (a integer);")
@@ -112,3 +112,12 @@ async def test_no_database_is_unavailable() -> None:
 def test_the_files_are_numbered_without_gap() -> None:
     assert [migration.number for migration in load_migrations()] == list(range(1, len(MIGRATIONS) + 1))
     assert str(MIGRATIONS[0]) == "001_pre_initial"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://db/estd", "postgresql://estd:pass/word@db/estd", "postgresql://db/estd?sslmode=sometimes"]
+)
+async def test_what_is_no_url_is_not_tried_again(url: str) -> None:
+    with pytest.raises(Invalid, match=r"database\.url: cannot be") as invalid:
+        await migrate(url)
+    assert "pass" not in invalid.value.problems[0].what
