@@ -59,7 +59,10 @@ def read_content(table: Table, key: str, text: str, read_file: ReadFile | None) 
     try:
         return read_file(text)
     except OSError as error:
-        table.complain(key, f"{text!r} cannot be read ({error.strerror})", "Name a file relative to this document.")
+        remedy = "Name a file relative to this document."
+        if isinstance(error, PermissionError):
+            remedy = "Let the user who applies the document read the file."
+        table.complain(key, f"{text!r} cannot be read ({error.strerror})", remedy)
         return None
 
 

@@ -159,10 +159,12 @@ def _read_imported(table: Table, name: str, parent: str | None, read_file: ReadF
             table.ignore(key)
             table.complain(key, "is fixed by the imported certificate", "Remove it.")
     inner = table.table("import")
+    # One that cannot be read is complained of as such, and is no reason to find fault with whoever relies on it.
+    has_key = "key" in inner
     imported, imported_key = read_import(inner, read_file)
     # A stored document never has the private key and says in so many words whether there is one.
-    offline = table.flag("offline", imported_key is None and read_file is not None)
-    if read_file is not None and offline is (imported_key is not None):
+    offline = table.flag("offline", not has_key and read_file is not None)
+    if read_file is not None and offline is has_key:
         table.complain("offline", "contradicts import.key", "Keep one of them.")
     spec = IssuerSpec(
         name=name,

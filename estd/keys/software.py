@@ -108,6 +108,15 @@ def is_sealed_under(sealed: bytes, kek: bytes) -> bool:
     return sealed[:_HEADER_BYTES] == _MAGIC + _kek_name(kek)
 
 
+def is_private_key(content: bytes) -> bool:
+    """Whether that is a private key, PEM or DER, of a kind we know or not."""
+    try:
+        read_private_key(content, "")
+    except Invalid:
+        return b"PRIVATE KEY-----" in content
+    return True
+
+
 def read_private_key(content: bytes, where: str) -> SoftwareKey:
     """Read an operator's unencrypted private key, PEM or DER.
 

@@ -161,3 +161,12 @@ def test_an_odd_certificate_is_a_problem_with_the_document_and_no_fault(what: st
     (problem,) = given.problems.found
     assert "read" in problem.what
     assert is_signed_by(odd, ROOT.public_bytes(Encoding.DER)) is not what.startswith("version")
+
+
+def test_a_file_that_may_not_be_read_is_not_looked_for_elsewhere() -> None:
+    def forbid(_name: str) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    inner = table(certificate="ca")
+    read_import(inner, forbid)
+    assert "Permission denied). Let the user who applies the document read the file." in found(inner)

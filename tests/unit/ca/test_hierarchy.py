@@ -166,3 +166,12 @@ def test_an_offline_root_and_an_imported_issuer(read: Callable[..., Ecosystem]) 
 def test_imports_that_do_not_fit(issuers: str, problem: str, complaints: Callable[..., list[str]]) -> None:
     text = '[ecosystem]\nlabel = "plant"\n' + issuers + PROFILE
     assert any(problem in one for one in complaints(text, FILES)), complaints(text, FILES)
+
+
+def test_a_bad_key_is_the_only_thing_that_is_told_of(complaints: Callable[..., list[str]]) -> None:
+    """Whoever relies on that issuer is not to blame."""
+    text = '[ecosystem]\nlabel = "plant"\n' + IMPORTED + PROFILE
+    (problem,) = complaints(text, {**FILES, "sub.key": b"nonsense"})
+    assert "issuer[devices].import.key: no private key can be read from it" in problem
+    (problem,) = complaints(text, {name: content for name, content in FILES.items() if name != "sub.key"})
+    assert "'sub.key' cannot be read" in problem

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, paddin
 from estd.asn1.spki import KEY_TYPES, key_type
 from estd.errors import Invalid
 from estd.keys.contract import ALGORITHMS, SigningKey
-from estd.keys.software import SoftwareKey, generate, is_sealed_under, read_private_key, seal, unseal
+from estd.keys.software import SoftwareKey, generate, is_private_key, is_sealed_under, read_private_key, seal, unseal
 
 KEK = bytes(range(32))
 MESSAGES = [b"first", b"second", b""]
@@ -137,3 +137,17 @@ def test_refuses_encrypted_and_unsuitable_keys() -> None:
 def test_every_type_can_be_made_and_is_called_what_its_public_key_says(key: SigningKey) -> None:
     assert set(KEY_TYPES) == set(ALGORITHMS)
     assert key.key_type == key_type(key.spki)
+
+
+def test_what_is_a_private_key_and_what_is_not() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    for encoding in (serialization.Encoding.PEM, serialization.Encoding.DER):
+        assert is_private_key(
+            key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        assert not is_private_key(
+            key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+    locked = serialization.BestAvailableEncryption(b"secret")
+    assert is_private_key(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    assert not is_private_key(b"")
