@@ -7,15 +7,18 @@ files (`estd.ca.ecosystem`), which live in the database.
 from __future__ import annotations
 
 import os
+import pwd
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from estd.ca.blocklist import read_blocklist
-from estd.errors import Invalid, Problem
+from estd.errors import Invalid, Problem, Refused
+from estd.names import write_san
 
 KEY_BYTES: Final = 32
 
@@ -49,6 +52,8 @@ class Config:
     signer_users: tuple[str, ...] = ("estd",)
     """Users whose processes may call a signer that runs on its own."""
     log_level: str = "info"
+    source: Path | None = field(default=None, compare=False)
+    """The file they were read from."""
 
     @property
     def worker_count(self) -> int:
@@ -59,6 +64,10 @@ class Config:
     def signer_count(self) -> int:
         """How many signers to run."""
         return len(self.signer_sockets) or self.signers or max(2, (os.cpu_count() or 1) // 4)
+
+    def where(self, key: str) -> str:
+        """A setting as a problem names it, with the file where that is known."""
+        return key if self.source is None else f"{self.source}: {key}"
 
 
 _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
@@ -81,6 +90,9 @@ _TABLES: Final[Mapping[str, Mapping[str, tuple[str, type]]]] = {
 _TYPE_NAMES: Final = {str: "a string", int: "a whole number", list: "a list of strings"}
 _PATHS: Final = ("data_directory", "key_file", "blocklist", "tls_certificate", "tls_key")
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # a comparison
+_NAMES_AT_MOST: Final = 50
+_DATABASE_SCHEMES: Final = ("postgresql://", "postgres://")
 
 
 def read_config(path: Path) -> Config:
@@ -147,6 +159,10 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
         for key, where in (("port", "listen.port"), ("ops_port", "ops.port"))
         if not 0 <= values.get(key, 0) <= 65535
     )
+    here = {one.name: values.get(one.name, one.default) for one in fields(Config)}
+    if is_one_port(here["address"], here["port"], here["ops_address"], here["ops_port"]):
+        problems.append(Problem(f"{path}: ops.port", "is listen.port, which devices use", "Choose another port."))
+    _check_names(path, values, problems)
     problems.extend(
         Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256.")
         for key in ("workers", "signers")
@@ -176,14 +192,53 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
         values["signer_sockets"] = tuple((base / name).resolve() for name in values["signer_sockets"])
     if "signer_users" in values:
         values["signer_users"] = tuple(values["signer_users"])
-    return Config(**values)
+    return Config(**values, source=path)
+
+
+def is_one_port(address: str, port: int, ops_address: str, ops_port: int) -> bool:
+    """Whether devices and the ops port would meet at one and the same place."""
+    if not port == ops_port != 0:
+        return False
+    return address == ops_address or address in _EVERYWHERE or ops_address in _EVERYWHERE
+
+
+def find_changes(before: Config, after: Config) -> list[str]:
+    """The settings in which two differ, as they are written in the file."""
+    names = {name: f"{table}.{key}".lstrip(".") for table, keys in _TABLES.items() for key, (name, _) in keys.items()}
+    return [
+        names[one.name]
+        for one in fields(Config)
+        if one.compare and getattr(before, one.name) != getattr(after, one.name)
+    ]
+
+
+def write_tls_name(name: str) -> str:
+    """A host name or an address as a subjectAltName spells it."""
+    try:
+        ip_address(name)
+    except ValueError:
+        return f"dns:{name}"
+    return f"ip:{name}"
+
+
+def _check_names(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> None:
+    names = values.get("tls_names", [])
+    for name in names:
+        try:
+            write_san([write_tls_name(name)])
+        except Refused:
+            remedy = "Name hosts and addresses as devices call them: ca.plant.example, 192.0.2.7."
+            problems.append(Problem(f"{path}: tls.names", f"{name!r} is neither a host name nor an address", remedy))
+    if len(names) > _NAMES_AT_MOST:
+        problems.append(Problem(f"{path}: tls.names", "are too many", f"Name at most {_NAMES_AT_MOST}."))
 
 
 def _read_url(path: Path, values: dict[str, Any], problems: list[Problem]) -> None:
     """The database's URL, from the settings or from the file they name, which nobody else may read if it is secret."""
     named = values.pop("database_url_file", None)
     if named is None:
-        if _has_password(values.get("database_url", "")) and _is_open(path):
+        _check_scheme(f"{path}: database.url", values.get("database_url"), problems)
+        if _has_password(values.get("database_url", "")) and is_open(path):
             what = "holds a database password and can be read by others"
             problems.append(Problem(f"{path}: database.url", what, f"chmod 600 {path}, or use database.url_file."))
         return
@@ -192,12 +247,20 @@ def _read_url(path: Path, values: dict[str, Any], problems: list[Problem]) -> No
     where, file = f"{path}: database.url_file", path.resolve().parent / named
     try:
         values["database_url"] = file.read_text(encoding="utf-8").strip()
-        if _is_open(file):
+        if is_open(file):
             problems.append(Problem(where, f"{file} can be read by others", f"chmod 600 {file}"))
+        _check_scheme(f"{where} {file}", values["database_url"], problems)
     except OSError as error:
         problems.append(Problem(where, f"cannot be read ({error.strerror})", "Name a readable file."))
     except UnicodeDecodeError:
         problems.append(Problem(where, f"{file} is not text", "Write the URL alone into it, in UTF-8."))
+
+
+def _check_scheme(where: str, url: str | None, problems: list[Problem]) -> None:
+    # Not shown: whatever it is, a password may be in it.
+    if url is not None and not url.startswith(_DATABASE_SCHEMES):
+        remedy = "Write it like postgresql://estd@db.example/estd; estd works with PostgreSQL alone."
+        problems.append(Problem(where, "does not begin with postgresql://", remedy))
 
 
 def _has_password(url: str) -> bool:
@@ -208,7 +271,7 @@ def _has_password(url: str) -> bool:
     return bool(parts.password) or "password" in parse_qs(parts.query)
 
 
-def _is_open(file: Path) -> bool:
+def is_open(file: Path) -> bool:
     """Whether others may read a secret file of ours. One of another user's may be ours to read by its group alone, or by
     an access list, which shows as the group's mode: so systemd and Kubernetes hand out secrets.
     """
@@ -226,20 +289,38 @@ def read_key_encryption_key(config: Config) -> bytes:
     Raises:
         Invalid: it is missing, malformed or readable by others.
     """
+    where = describe_key(config)
     if config.key_environment is not None:
         text = os.environ.get(config.key_environment)
-        where = f"environment variable {config.key_environment}"
         if text is None:
             raise Invalid([Problem(where, "is not set", "Put 64 hexadecimal digits there (openssl rand -hex 32).")])
         return _read_key(text.encode(), where)
     if config.key_credential is not None:
         directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        where = f"systemd credential {config.key_credential}"
         if directory is None:
             raise Invalid([Problem(where, "cannot be found", "Start estd from a unit with LoadCredential=.")])
         return _read_key_file(Path(directory) / config.key_credential, where, check_mode=False)
-    path = config.key_file or default_key_path(config.data_directory)
-    return _read_key_file(path, str(path), check_mode=True)
+    return _read_key_file(config.key_file or default_key_path(config.data_directory), where, check_mode=True)
+
+
+def describe_key(config: Config) -> str:
+    """Where the key-encryption key comes from, for a person."""
+    if config.key_environment is not None:
+        return f"environment variable {config.key_environment}"
+    if config.key_credential is not None:
+        return f"systemd credential {config.key_credential}"
+    return str(config.key_file or default_key_path(config.data_directory))
+
+
+def explain_unreadable(path: Path, error: OSError) -> str:
+    """What to do about a secret file of ours that is there and cannot be read."""
+    if not isinstance(error, PermissionError):
+        return "Name a readable file."
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return f"Let the user {user} alone read it: chown {user} {path}; its directories have to let {user} pass."
 
 
 def check_blocklist(config: Config) -> None:
@@ -269,16 +350,15 @@ def _read_key_file(path: Path, where: str, *, check_mode: bool) -> bytes:
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
+    except FileNotFoundError:
+        # With umask, since at no moment may others read it; "put it back", since nothing else opens CA keys that exist.
+        remedy = f"For a new server make it: (umask 077; openssl rand -hex 32 > {path}). Otherwise put it back."
+        if not check_mode:
+            remedy = f"Load it in the unit: LoadCredential={path.name}:FILE."
+        raise Invalid([Problem(where, "does not exist", remedy)]) from None
     except OSError as error:
-        raise Invalid(
-            [
-                Problem(
-                    where,
-                    f"cannot be read ({error.strerror})",
-                    "Create it: openssl rand -hex 32 > FILE; chmod 600 FILE.",
-                )
-            ]
-        ) from None
+        # Never a remedy that writes there: the key may well exist, and it is the only one that opens the CA keys.
+        raise Invalid([Problem(where, f"cannot be read ({error.strerror})", explain_unreadable(path, error))]) from None
     if check_mode and mode & 0o077:
         raise Invalid([Problem(where, "can be read by others", f"chmod 600 {path}")])
     return _read_key(content, where)

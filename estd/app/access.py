@@ -7,6 +7,7 @@ does not; the last to leave stops it (`estd.store.private`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import getpass
 import os
 from collections.abc import AsyncIterator
@@ -72,12 +73,16 @@ def make_data_directory(path: Path) -> None:
     """The data directory, made when it is missing; others may pass through it and see nothing.
 
     Raises:
-        Invalid: it cannot be made.
+        Invalid: it cannot be made, or not be used.
     """
     try:
         if not path.is_dir():
             path.mkdir(parents=True)
             path.chmod(0o711)
+        if not os.access(path, os.X_OK):
+            what = f"cannot be used ({os.strerror(errno.EACCES)})"
+            remedy = f"Run estd as the user who owns it, or give it to {find_user()}."
+            raise Invalid([Problem(str(path), what, remedy)])
     except OSError as error:
         problem = Problem(str(path), f"cannot be made ({error.strerror})", "Choose a data_directory of your own.")
         raise Invalid([problem]) from None

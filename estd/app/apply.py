@@ -132,8 +132,13 @@ async def replace_own_issuer(store: Store, kek: bytes, applied_by: str) -> None:
             await apply_document(store, kek, rules, applied_by, internal=True, new_key=True)
 
 
-def check_key(kek: bytes, records: Iterable[EcosystemRecord]) -> None:
+def check_key(kek: bytes, records: Iterable[EcosystemRecord], source: str = "") -> None:
     """Whether any key in use in these ecosystems is sealed under this key-encryption key, or there is none at all.
+
+    Args:
+        kek: the key-encryption key.
+        records: the ecosystems.
+        source: where the key comes from, for the message.
 
     Raises:
         Invalid: all of them are sealed under another one.
@@ -146,7 +151,7 @@ def check_key(kek: bytes, records: Iterable[EcosystemRecord]) -> None:
         "Name that one in the settings ([keys]). If it is lost or stolen, docs/operations.md says how another one takes "
         "its place (estd apply --new-key)."
     )
-    raise Invalid([Problem("the key-encryption key", what, remedy)])
+    raise Invalid([Problem(f"the key-encryption key{source and f' ({source})'}", what, remedy)])
 
 
 def write_digest(document: Mapping[str, Any]) -> str:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
 from estd.app.access import open_store
+from estd.app.apply import check_key
 from estd.app.handover import is_successor
-from estd.app.listening import is_passed
-from estd.config import Config, read_key_encryption_key
+from estd.app.listening import explain_port, is_passed
+from estd.app.own_certificate import find_date_problem, find_open_key, find_uncovered, read_own
+from estd.ca.ecosystem import peek_labels
+from estd.config import Config, check_blocklist, describe_key, is_one_port, read_key_encryption_key
 from estd.errors import Invalid, Problem
 from estd.ra.directory import INTERNAL_LABEL
+from estd.store.contract import EcosystemRecord
 
 _LEFT_BEHIND_SECONDS: Final = 10.0
 _LEFT_BEHIND_PAUSE_SECONDS: Final = 0.05
@@ -33,12 +37,18 @@ async def check_server(config: Config) -> dict[str, Any]:
         Unavailable: the database does not answer.
     """
     problems: list[Problem] = []
+    warnings = _find_stranger(config)
+    kek = None
+    try:
+        check_blocklist(config)
+    except Invalid as invalid:
+        problems += invalid.problems
     if not config.signer_sockets:  # signers that run on their own hold the key
         try:
-            read_key_encryption_key(config)
+            kek = read_key_encryption_key(config)
         except Invalid as invalid:
             problems += invalid.problems
-    problems += _check_tls(config)
+    problems += _check_tls(config, warnings)
     running = is_running(config)
     if not running:
         problems += _try_ports(config)
@@ -50,26 +60,55 @@ async def check_server(config: Config) -> dict[str, Any]:
         "workers": config.worker_count,
         "signers": config.signer_count,
         "running": running,
+        "warnings": warnings,
     }
-    if config.database_url is None and not (config.data_directory / "postgres").exists():
+    if config.database_url is None and not _has_database(config):
         return {**facts, "database": _MAKES_DATABASE, "ecosystems": []}
     async with open_store(config) as store:
-        labels = sorted(record.label for record in await store.find_ecosystems() if record.label != INTERNAL_LABEL)
+        records = await store.find_ecosystems()
+    if kek is not None:
+        check_key(kek, records, describe_key(config))
+        warnings += _find_sealed_otherwise(kek, records)
+    check_default(config, records)
     database = "the private PostgreSQL answers" if config.database_url is None else "answers"
+    labels = sorted(record.label for record in records if record.label != INTERNAL_LABEL)
     return {**facts, "database": database, "ecosystems": labels}
+
+
+def check_default(config: Config, records: Sequence[EcosystemRecord]) -> None:
+    """Whether the default ecosystem is there. Before the first one was applied it cannot be.
+
+    Raises:
+        Invalid: there are others, and it is none of them.
+    """
+    labels: set[str] = set()
+    for record in records:
+        if record.label != INTERNAL_LABEL:
+            labels |= peek_labels(record.document)
+    if config.default_ecosystem is not None and labels and config.default_ecosystem not in labels:
+        what = f"{config.default_ecosystem!r} is no ecosystem here"
+        remedy = f"Apply it first, or name one of {', '.join(sorted(labels))}."
+        raise Invalid([Problem(config.where("est.default_ecosystem"), what, remedy)])
 
 
 def check_room(config: Config) -> None:
     """Whether a server with these settings could start beside what runs here; tried before anything else is.
 
     Raises:
-        Invalid: its data directory or a port is taken.
+        Invalid: its data directory or a port is taken, or its own certificate cannot be shown.
     """
     if is_successor():
         return  # what is taken is taken by ourselves
+    if is_one_port(config.address, config.port, config.ops_address, config.ops_port):
+        raise Invalid([Problem("ops.port", "is listen.port, which devices use", "Choose another port for one.")])
     if is_running(config):
         remedy = "Stop that one, or give this one a directory of its own."
         raise Invalid([Problem(str(config.data_directory), "is in use by a running estd", remedy)])
+    if config.tls_certificate is not None and config.tls_key is not None:
+        read_own(config.tls_certificate, config.tls_key)
+        problem = find_open_key(config.tls_key)
+        if problem is not None:
+            raise Invalid([problem])
     patience_seconds = 0.0 if find_left_behind(config) is None else _LEFT_BEHIND_SECONDS
     give_up_at = time.monotonic() + patience_seconds
     while problems := _try_ports(config):
@@ -106,26 +145,59 @@ def is_running(config: Config) -> bool:
 # --- private -------------------------------------------------------------------------------------------------------
 
 
-def _check_tls(config: Config) -> list[Problem]:
+def _has_database(config: Config) -> bool:
+    try:
+        return (config.data_directory / "postgres").exists()
+    except OSError as error:
+        what = f"cannot be used ({error.strerror})"
+        remedy = "Run estd as the user who owns it, or name another one."
+        raise Invalid([Problem(str(config.data_directory), what, remedy)]) from None
+
+
+def _find_stranger(config: Config) -> list[str]:
+    """Root may read everything, so a check by root says little about a server that runs as somebody else."""
+    try:
+        owner = config.data_directory.stat().st_uid
+    except OSError:
+        return []
+    if os.geteuid() != 0 or owner == 0:
+        return []
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    return [f"root reads what {name} may not: let {name} check as well (runuser -u {name} -- estd serve ... --check)"]
+
+
+def _find_sealed_otherwise(kek: bytes, records: Sequence[EcosystemRecord]) -> list[str]:
+    found = []
+    for record in records:
+        try:
+            check_key(kek, [record])
+        except Invalid:
+            found.append(f"{record.label} is sealed under another key-encryption key and would not be served")
+    return found
+
+
+def _check_tls(config: Config, warnings: list[str]) -> list[Problem]:
     if config.tls_certificate is None or config.tls_key is None:
         return []
     try:
-        certificate = x509.load_pem_x509_certificates(config.tls_certificate.read_bytes())[0]
-        key = load_pem_private_key(config.tls_key.read_bytes(), None)
-    except OSError as error:
-        return [Problem(f"tls: {error.filename}", f"cannot be read ({error.strerror})", "Name readable files.")]
-    except (ValueError, TypeError):
-        where = f"tls: {config.tls_certificate}, {config.tls_key}"
-        return [Problem(where, "are no certificate and unencrypted key", "Give both in PEM.")]
-    if key.public_key() != certificate.public_key():
-        return [Problem("tls", "names a key that is not the certificate's", "Name the files that belong together.")]
-    return []
+        chain, _ = read_own(config.tls_certificate, config.tls_key)
+    except Invalid as invalid:
+        return invalid.problems
+    warnings += [
+        f"{config.tls_certificate} is not for {name}, which tls.names has: devices that call the server so refuse it"
+        for name in find_uncovered(chain, config.tls_names)
+    ]
+    dates = find_date_problem(chain, datetime.now(UTC), f"tls.certificate: {config.tls_certificate}")
+    return [problem for problem in (find_open_key(config.tls_key), dates) if problem is not None]
 
 
 def _try_ports(config: Config) -> list[Problem]:
     # A service manager that opened the port for us holds it already.
-    listen = [] if is_passed(os.environ) else _try_port("listen:", config.address, config.port)
-    return listen + _try_port("ops:", config.ops_address, config.ops_port)
+    listen = [] if is_passed(os.environ) else _try_port(config.where("listen.port"), config.address, config.port)
+    return listen + _try_port(config.where("ops.port"), config.ops_address, config.ops_port)
 
 
 def _try_port(where: str, address: str, port: int) -> list[Problem]:
@@ -137,6 +209,5 @@ def _try_port(where: str, address: str, port: int) -> list[Problem]:
         try:
             probe.bind((address, port))
         except OSError as error:
-            what = f"{address} port {port} cannot be opened ({error.strerror})"
-            return [Problem(where, what, "Choose another port, or stop what uses it.")]
+            return [explain_port(where, address, port, error)]
     return []

@@ -10,7 +10,6 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +27,9 @@ from cryptography.x509.oid import ExtensionOID
 
 from estd.app.apply import apply_document
 from estd.app.files import write_file
+from estd.app.own_certificate import read_own
 from estd.ca.ecosystem import read_document
-from estd.config import Config
+from estd.config import Config, write_tls_name
 from estd.errors import Invalid, Problem, Refused
 from estd.names import same_san, write_san
 from estd.ra.directory import INTERNAL_LABEL
@@ -41,6 +41,9 @@ LABEL: Final = INTERNAL_LABEL
 _PROFILE: Final = "server"
 _RENEW_AT: Final = 2 / 3
 """Of its life; the rest is the time an operator has to notice that renewing fails."""
+
+_COMMON_NAME_AT_MOST: Final = 64
+"""RFC 5280 appendix A.1, ub-common-name."""
 
 _DOCUMENT: Final = """
 [ecosystem]
@@ -97,7 +100,7 @@ async def ensure_certificate(
     names, comes from another root, does not belong to the present key, or has less than a third of its life left.
 
     Raises:
-        Invalid: the operator's own certificate or key cannot be read, or ``tls.names`` holds what is no name.
+        Invalid: the operator's own certificate or key cannot be used, or ``tls.names`` holds what is no name.
         Unavailable: it cannot be issued now.
         OSError: a file cannot be written.
     """
@@ -106,13 +109,14 @@ async def ensure_certificate(
     directory = config.data_directory
     _write(directory / "server-trust.pem", _pem(root.certificate), 0o644)
     if config.tls_certificate is not None and config.tls_key is not None:
-        return _read_own(config.tls_certificate, config.tls_key)
+        return read_own(config.tls_certificate, config.tls_key)
     chain_path, key_path = directory / "server.pem", directory / "server.key"
     san = _write_names(config.tls_names)
     if _is_good(chain_path, key_path, san, root.certificate, now):
         return chain_path.read_bytes(), key_path.read_bytes()
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, config.tls_names[0])])
+    short = next((name for name in config.tls_names if len(name) <= _COMMON_NAME_AT_MOST), "estd server")
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, short)])
     csr = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(subject)
@@ -159,18 +163,10 @@ def _read_nothing(path: str) -> bytes:
 
 def _write_names(names: Sequence[str]) -> bytes:
     try:
-        return write_san(_san_text(name) for name in names)
+        return write_san(write_tls_name(name) for name in names)
     except Refused as refused:
         remedy = "Name the host names and addresses that devices use."
         raise Invalid([Problem("tls.names", refused.detail, remedy)]) from None
-
-
-def _san_text(name: str) -> str:
-    try:
-        ip_address(name)
-    except ValueError:
-        return f"dns:{name}"
-    return f"ip:{name}"
 
 
 def _is_good(chain_path: Path, key_path: Path, wanted: bytes, root: bytes, now: datetime) -> bool:
@@ -200,15 +196,6 @@ def _is_good(chain_path: Path, key_path: Path, wanted: bytes, root: bytes, now: 
         and is_pair
         and starts <= now < starts + (ends - starts) * _RENEW_AT
     )
-
-
-def _read_own(certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    try:
-        return certificate.read_bytes(), key.read_bytes()
-    except OSError as error:
-        raise Invalid(
-            [Problem(str(error.filename), f"cannot be read ({error.strerror})", "Name readable files in [tls].")]
-        ) from None
 
 
 def _pem(certificate: bytes) -> bytes:

@@ -6,6 +6,7 @@ the kernel, and are not refused, while the server is restarted.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -34,19 +35,21 @@ def open_listener(address: str, port: int, environment: MutableMapping[str, str]
             listener.bind((address, port))
         except OSError as error:
             listener.close()
-            raise Invalid(
-                [
-                    Problem(
-                        "listen",
-                        f"{address} port {port} cannot be opened ({error.strerror})",
-                        "Choose another port, or stop what uses it.",
-                    )
-                ]
-            ) from None
+            raise Invalid([explain_port("listen.port", address, port, error)]) from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def explain_port(where: str, address: str, port: int, error: OSError) -> Problem:
+    """Why a port cannot be opened, and what to do."""
+    remedies = {
+        errno.EACCES: "Take a port above 1023, or give estd the right: AmbientCapabilities=CAP_NET_BIND_SERVICE in a unit.",
+        errno.EADDRINUSE: "Choose another port, or stop what uses it.",
+    }
+    what = f"{address} port {port} cannot be opened ({os.strerror(error.errno or errno.EIO)})"
+    return Problem(where, what, remedies.get(error.errno or 0, "Name an address of this machine, or 0.0.0.0 for all."))
 
 
 def is_passed(environment: Mapping[str, str] = os.environ) -> bool:

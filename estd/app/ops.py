@@ -14,8 +14,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from estd.app import troubles
+from estd.app import own_certificate, troubles
+from estd.app.listening import explain_port
 from estd.app.totals import fold
+from estd.errors import Invalid
 from estd.web import metrics
 
 Report = Callable[[], Awaitable[dict[str, str]]]
@@ -32,7 +34,11 @@ class OpsServer:
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str, port: int) -> int:
-        """Listen; the port actually taken."""
+        """Listen; the port actually taken.
+
+        Raises:
+            Invalid: it cannot be opened.
+        """
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -40,7 +46,10 @@ class OpsServer:
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, address, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise Invalid([explain_port("ops.port", address, port, error)]) from None
         return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:
@@ -71,5 +80,6 @@ class OpsServer:
         MultiProcessCollector(registry, path=str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
         metrics.show_missing(await self._report())
         registry.register(metrics.READY)
-        body = generate_latest(registry) + generate_latest(troubles.REGISTRY)
+        registries = (registry, troubles.REGISTRY, own_certificate.REGISTRY)
+        body = b"".join(generate_latest(one) for one in registries)
         return web.Response(body=body, content_type="text/plain", charset="utf-8")

@@ -124,9 +124,12 @@ def lay_out(directory: Path, address: str, port: int, ops_port: int, now: dateti
     """Make what is missing of a playground's files; what is there stays as it is.
 
     Raises:
-        Invalid: the directory cannot be used.
+        Invalid: the directory cannot be used, or the two ports are one.
     """
     place = Playground(directory.absolute())
+    if not place.settings.exists() and port == ops_port != 0:
+        # Found before it stands in the settings, where it would have to be mended by hand.
+        raise Invalid([Problem("ops.port", "is listen.port, which devices use", "Choose another port for one.")])
     _check_owner(place)
     try:
         place.directory.mkdir(parents=True, exist_ok=True)

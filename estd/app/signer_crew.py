@@ -28,7 +28,7 @@ from estd.app.children import Adopted, Child, require_ready
 from estd.app.handover import Heir, write_heirs
 from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
-from estd.config import Config
+from estd.config import Config, describe_key
 from estd.errors import Broken, Unavailable
 from estd.signer.blocks import Mark, read_mark, write_mark
 from estd.signer.server import SignerSettings
@@ -113,7 +113,7 @@ class SignerCrew:
         if self._kek is not None:
             # A signer would refuse it as well, again and again. A database that is away meanwhile is waited for.
             with contextlib.suppress(Unavailable):
-                check_key(self._kek, await self._store.find_ecosystems())
+                check_key(self._kek, await self._store.find_ecosystems(), describe_key(self._config))
         journals = self._config.data_directory / "journal"
         journals.mkdir(mode=0o700, exist_ok=True)
         self._marks = find_farthest(await self._store.find_newest_marks(_MARKS))

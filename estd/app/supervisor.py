@@ -26,19 +26,21 @@ from pathlib import Path
 from typing import Final
 
 from estd.app import identity
-from estd.app.checking import find_left_behind
+from estd.app.access import make_data_directory
+from estd.app.checking import check_default, find_left_behind
 from estd.app.database import Database
 from estd.app.handover import Estate, become_successor, find_estate, try_program
 from estd.app.heartbeat import Heartbeat
 from estd.app.listening import open_listener
 from estd.app.ops import OpsServer
+from estd.app.own_certificate import NOT_AFTER, find_date_problem, find_end, find_open_key, find_uncovered
 from estd.app.readiness import Readiness
 from estd.app.signer_crew import SignerCrew
 from estd.app.tasks import keep_doing, start_task
 from estd.app.witness import Witness
 from estd.app.worker import WorkerSettings
 from estd.app.worker_crew import WorkerCrew
-from estd.config import Config, check_blocklist, read_key_encryption_key
+from estd.config import Config, check_blocklist, find_changes, read_key_encryption_key
 from estd.errors import Broken, Invalid, Problem, Unavailable
 from estd.ra.enrollment import Enrollment
 from estd.signer.client import SignerPool
@@ -52,6 +54,10 @@ _SETTLE_AFTER: Final = timedelta(seconds=60)
 _SETTLE_AT_ONCE: Final = 2_000
 """Oldest first, so more than what another node that died can have left behind."""
 _RENEW_EVERY_SECONDS: Final = 3600.0
+_TAKEN_OVER: Final = frozenset(
+    ("est.default_ecosystem", "log.level", "processes.workers", "tls.certificate", "tls.key", "tls.names")
+)
+"""Settings that a reload brings into force."""
 
 
 class Supervisor:
@@ -60,6 +66,8 @@ class Supervisor:
     def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
         self._config = config
         self._reread = reread
+        self._started_with = config if reread is None else reread()
+        """The settings as the file had them: a command's own options stand above it."""
         # Signers that run on their own hold it themselves, and here it is not wanted.
         self._kek = None if config.signer_sockets else read_key_encryption_key(config)
         self._stack = contextlib.AsyncExitStack()
@@ -79,7 +87,7 @@ class Supervisor:
             Broken: a child is not ready in time.
         """
         config = self._config
-        config.data_directory.mkdir(parents=True, exist_ok=True)
+        make_data_directory(config.data_directory)
         check_blocklist(config)
         estate = find_estate()
         if estate is None:
@@ -98,6 +106,8 @@ class Supervisor:
         await self._database.migrate()
         self._store = await PostgresStore.connect(self._database.url, pool_size=3)
         self._stack.push_async_callback(self._store.close)
+        if estate is None:  # a successor goes on with what its predecessor served with
+            check_default(config, await self._store.find_ecosystems())
         await identity.ensure_ecosystem(self._store, self._kek)
         if estate is None:
             self._listener = open_listener(config.address, config.port)
@@ -181,12 +191,17 @@ class Supervisor:
                 return
         previous, self._config = self._config, config
         try:
+            if config.default_ecosystem != previous.default_ecosystem:
+                check_default(config, await self._store.find_ecosystems())
             await self._renew_certificate()
             await self._workers.replace(config.worker_count)
         except (Broken, Invalid, Unavailable, OSError) as fault:
             _log.error("reload failed; the old workers stay", extra={"detail": str(fault)})
             self._config = previous
             return
+        waiting = [name for name in find_changes(self._started_with, config) if name not in _TAKEN_OVER]
+        if waiting and self._reread is not None:
+            _log.warning("changed settings want a restart", extra={"settings": waiting})
         _log.info("reloaded")
 
     async def _reload_on_demand(self) -> None:
@@ -226,7 +241,13 @@ class Supervisor:
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _lock_data_directory(self) -> None:
-        self._lock = self._stack.enter_context((self._config.data_directory / "lock").open("a"))
+        path = self._config.data_directory / "lock"
+        try:
+            self._lock = self._stack.enter_context(path.open("a"))
+        except OSError as error:
+            what = f"cannot be written ({error.strerror})"
+            remedy = "Run estd as the user who owns the data directory, or name another one."
+            raise Invalid([Problem(str(path), what, remedy)]) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -297,9 +318,28 @@ class Supervisor:
         """Make sure that there is a server certificate with enough life left; whether it changed."""
         chain, key = await identity.ensure_certificate(self._config, self._store, self._enrollment, _now())
         build_context(chain, key)  # before a worker is told: the operator's own may be half replaced
-        changed = chain != getattr(self, "_chain", None)
+        present = getattr(self, "_chain", None)
+        if self._config.tls_certificate is not None:
+            self._judge(chain, present, self._config.tls_certificate)
         self._chain, self._key = chain, key
-        return changed
+        NOT_AFTER.set(find_end(chain).timestamp())
+        return chain != present
+
+    def _judge(self, chain: bytes, present: bytes | None, path: Path) -> None:
+        """Whether to show the operator's own certificate instead of the present one."""
+        problem = find_date_problem(chain, _now(), str(path))
+        if problem is not None:
+            if present not in (None, chain):
+                raise Invalid([problem])
+            _log.error("the server certificate is not valid now", extra={"detail": str(problem)})
+        if chain == present:
+            return
+        if self._config.tls_key is not None and find_open_key(self._config.tls_key) is not None:
+            _log.warning("the server's private key can be read by others", extra={"key": str(self._config.tls_key)})
+        uncovered = find_uncovered(chain, self._config.tls_names)
+        if uncovered:
+            facts = {"certificate": str(path), "names": uncovered}
+            _log.warning("the server certificate is for other names than tls.names", extra=facts)
 
     async def _report(self) -> dict[str, str]:
         """What is missing, by part; empty when devices can enroll."""

@@ -15,7 +15,7 @@ import pytest
 from live_server import NORTH, Live, attempt, run
 from prometheus_client.metrics import MetricWrapperBase
 
-from estd.app import troubles
+from estd.app import own_certificate, troubles
 from estd.app.ops import OpsServer
 from estd.errors import Code
 from estd.ra.limits import Limit
@@ -27,7 +27,12 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "estd-rules.yml"
 DASHBOARD = DEPLOY / "grafana" / "estd.json"
 COUNTED = {one._name: one for one in vars(metrics).values() if isinstance(one, MetricWrapperBase)}
-DEFINED = COUNTED | {one._name: one for one in vars(troubles).values() if isinstance(one, MetricWrapperBase)}
+DEFINED = COUNTED | {
+    one._name: one
+    for module in (troubles, own_certificate)
+    for one in vars(module).values()
+    if isinstance(one, MetricWrapperBase)
+}
 # Counters of what seldom happens appear with their first event; the tests below bring the others about.
 SELDOM = {"estd_turned_away_total", "estd_ecosystem_unloaded"}
 VALUES = {

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from estd.config import Config, check_blocklist, default_key_path, read_config, read_key_encryption_key
+from estd.config import (
+    Config,
+    check_blocklist,
+    default_key_path,
+    describe_key,
+    explain_unreadable,
+    find_changes,
+    read_config,
+    read_key_encryption_key,
+)
 from estd.errors import Invalid
 
 KEY = bytes(range(32))
@@ -283,3 +295,88 @@ def test_signers_are_either_started_or_found(tmp_path: Path) -> None:
     assert config.signer_count == 2
     (problem,) = problems_of(write(tmp_path / "estd.toml", f"{text}[processes]\nsigners = 2\n"))
     assert "both set" in problem
+
+
+@pytest.mark.parametrize(
+    ("address", "ops", "is_one"),
+    [
+        ("0.0.0.0", "127.0.0.1", True),
+        ("127.0.0.1", "0.0.0.0", True),
+        ("::", "127.0.0.1", True),
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "127.0.0.1", False),
+    ],
+)
+def test_devices_and_the_ops_port_do_not_meet(tmp_path: Path, address: str, ops: str, is_one: bool) -> None:
+    text = f'data_directory = "d"\nlisten = {{ address = "{address}", port = 8081 }}\nops.address = "{ops}"\n'
+    path = write(tmp_path / "estd.toml", text)
+    if is_one:
+        assert problems_of(path) == [f"{path}: ops.port: is listen.port, which devices use. Choose another port."]
+    else:
+        assert read_config(path).port == 8081
+    path.write_text(text.replace("8081", "8443"))
+    assert read_config(path).port == 8443
+
+
+def test_names_that_no_certificate_can_carry(tmp_path: Path) -> None:
+    names = '["ca.plant.example", "192.0.2.7", "2001:db8::7", "*.plant.example", "bad name", "https://ca"]'
+    path = write(tmp_path / "estd.toml", f'data_directory = "d"\ntls.names = {names}\n')
+    assert [problem.partition(" is neither")[0] for problem in problems_of(path)] == [
+        f"{path}: tls.names: 'bad name'",
+        f"{path}: tls.names: 'https://ca'",
+    ]
+    many = ", ".join(f'"h{number}.example"' for number in range(51))
+    path.write_text(f'data_directory = "d"\ntls.names = [{many}]\n')
+    assert problems_of(path) == [f"{path}: tls.names: are too many. Name at most 50."]
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@db/estd", "db.example", ""])
+def test_a_database_that_is_no_postgresql(tmp_path: Path, url: str) -> None:
+    path = write(tmp_path / "estd.toml", f'data_directory = "d"\ndatabase.url = "{url}"\n')
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: database.url: does not begin with postgresql://. Write it like ")
+    assert "secret" not in problem
+    write(tmp_path / "url", url)
+    path.write_text('data_directory = "d"\ndatabase.url_file = "url"\n')
+    assert f"{tmp_path / 'url'}: does not begin with" in problems_of(path)[0]
+
+
+def test_a_missing_key_is_made_by_a_command_that_works_as_pasted(tmp_path: Path) -> None:
+    config = Config(data_directory=tmp_path)
+    with pytest.raises(Invalid) as caught:
+        read_key_encryption_key(config)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.what) == (str(default_key_path(tmp_path)), "does not exist")
+    command = problem.remedy.partition(": ")[2].partition(". Otherwise")[0]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert len(read_key_encryption_key(config)) == 32
+
+
+def test_a_key_that_cannot_be_read_is_never_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    with pytest.raises(Invalid) as caught:
+        read_key_encryption_key(Config(data_directory=tmp_path, key_file=tmp_path / "key"))
+    remedies = [caught.value.problems[0].remedy, explain_unreadable(tmp_path, PermissionError(13, "Permission denied"))]
+    assert "cannot be read (Is a directory)" in str(caught.value)
+    assert f"chown {getpass.getuser()} {tmp_path}" in remedies[1]
+    assert [remedy for remedy in remedies if "openssl" in remedy or ">" in remedy] == []
+
+
+def test_where_the_key_comes_from_is_told(tmp_path: Path) -> None:
+    config = Config(data_directory=tmp_path)
+    assert describe_key(config) == str(tmp_path / "key-encryption.key")
+    assert describe_key(replace(config, key_file=tmp_path / "k")) == str(tmp_path / "k")
+    assert describe_key(replace(config, key_environment="K")) == "environment variable K"
+    assert describe_key(replace(config, key_credential="k")) == "systemd credential k"
+
+
+def test_changes_are_named_as_they_are_written(tmp_path: Path) -> None:
+    before = read_config(write(tmp_path / "estd.toml", 'data_directory = "d"\n'))
+    text = (
+        'data_directory = "d"\nlisten.port = 1\nops.port = 2\ndatabase.url = "postgresql://db/x"\nlog.level = "debug"\n'
+    )
+    after = read_config(write(tmp_path / "other.toml", text))
+    assert find_changes(before, after) == ["listen.port", "ops.port", "database.url", "log.level"]
+    assert find_changes(before, before) == []
+    assert before.where("listen.port") == f"{tmp_path / 'estd.toml'}: listen.port"
+    assert Config(data_directory=tmp_path).where("listen.port") == "listen.port"

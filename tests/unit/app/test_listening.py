@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from estd.app.listening import is_passed, open_listener
+from estd.app.listening import explain_port, is_passed, open_listener
 from estd.errors import Invalid
 
 PROGRAM = """
@@ -29,6 +30,20 @@ def test_a_socket_of_our_own_listens() -> None:
             open_listener("127.0.0.1", listener.getsockname()[1], {})
     with open_listener("::1", 0, {}) as listener:
         assert listener.family == socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "CAP_NET_BIND_SERVICE"),
+        (errno.EADDRINUSE, "stop what uses it"),
+        (errno.EADDRNOTAVAIL, "an address of this machine"),
+    ],
+)
+def test_why_a_port_cannot_be_opened(number: int, remedy: str) -> None:
+    problem = explain_port("listen.port", "127.0.0.1", 80, OSError(number, "as asyncio words it"))
+    assert f"127.0.0.1 port 80 cannot be opened ({os.strerror(number)})" == problem.what
+    assert remedy in problem.remedy
 
 
 def test_the_kernel_holds_little_for_who_reads_nothing() -> None:

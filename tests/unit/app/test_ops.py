@@ -8,8 +8,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from estd.app import troubles
+from estd.app import own_certificate, troubles
 from estd.app.ops import OpsServer
+from estd.errors import Invalid
 
 
 class Ops:
@@ -55,3 +56,18 @@ async def test_an_ecosystem_in_trouble_is_named_and_the_server_is_ready(ops: Ops
     assert named in text
     _, _, metrics = await ops.ask("/metrics")
     assert 'estd_ecosystem_unloaded{ecosystem="aaa"} 1.0' in metrics
+
+
+async def test_a_port_that_is_taken_is_told(ops: Ops, tmp_path: Path) -> None:
+    port = int(ops.url.rpartition(":")[2])
+    second = OpsServer(ops.report, tmp_path)
+    with pytest.raises(
+        Invalid, match=rf"ops\.port: 127\.0\.0\.1 port {port} cannot be opened \(Address already in use\)"
+    ):
+        await second.start("127.0.0.1", port)
+    await second.stop()
+
+
+async def test_when_the_certificate_ends_is_a_metric(ops: Ops) -> None:
+    own_certificate.NOT_AFTER.set(1_900_000_000)
+    assert "estd_tls_certificate_not_after_seconds 1.9e+09" in (await ops.ask("/metrics"))[2]

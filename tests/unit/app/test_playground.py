@@ -157,3 +157,9 @@ def test_a_place_that_cannot_be_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Invalid, match="Name a directory of yours"):
         lay_out(tmp_path / "file", "127.0.0.1", 0, 0, NOW)
+
+
+def test_one_port_for_both_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="which devices use"):
+        lay_out(tmp_path / "lab", "127.0.0.1", 8081, 8081, NOW)
+    assert not (tmp_path / "lab").exists()

@@ -2,8 +2,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from estd.app.makers import Maker
 from estd.app.playground import CODES_EACH, LABELS, Playground, lay_out, read_codes, write_codes
-from estd.app.quickstart import prepare
+from estd.app.quickstart import prepare, read_ecosystem
 from estd.config import read_config
 from estd.ra.admission import hash_secret
 from estd.store.contract import Store
@@ -56,3 +57,20 @@ async def test_when_all_codes_are_gone_there_are_new_ones_and_the_old_stay_liste
     assert len(rows) == 2 * CODES_EACH
     assert (device, code) == rows[CODES_EACH]
     assert device.endswith(f"{CODES_EACH + 1:03d}")
+
+
+def test_a_ca_key_that_others_can_read_is_told_and_imported(tmp_path: Path) -> None:
+    maker = Maker.create("A root", NOW)
+    (tmp_path / "ca.pem").write_bytes(maker.certificate_pem)
+    (tmp_path / "ca.key").write_bytes(maker.key_pem)
+    text = '[ecosystem]\nlabel = "plant"\nname = "x"\n[profile.pump]\nissuer = "root"\nenroll = ["code"]\n'
+    text += '[[issuer]]\nname = "root"\nimport = { certificate = "ca.pem", key = "ca.key" }\n'
+    (tmp_path / "plant.toml").write_text(text)
+    for mode, told in ((0o600, 0), (0o640, 1), (0o604, 1)):
+        (tmp_path / "ca.key").chmod(mode)
+        warnings: list[str] = []
+        assert read_ecosystem(tmp_path / "plant.toml", warnings.append).issuers[0].imported_key is not None
+        assert (
+            warnings
+            == [f"{tmp_path}/ca.key is a private key, and others can read it: chmod 600 {tmp_path}/ca.key"][:told]
+        )

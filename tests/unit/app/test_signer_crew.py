@@ -215,7 +215,7 @@ async def test_a_key_that_opens_nothing_is_told_before_anything_starts(
     config: Config, runtime: Path, own: PostgresStore
 ) -> None:
     crew = SignerCrew(config, OTHER, runtime, own)
-    with pytest.raises(Invalid, match="the key-encryption key: is not the one"):
+    with pytest.raises(Invalid, match=r"the key-encryption key \(.*\): is not the one"):
         async with started(crew):
             pytest.fail("it opens nothing")
     assert crew.heirs == []
