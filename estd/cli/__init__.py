@@ -76,7 +76,8 @@ class _Lazy(click.Group):
     cls=_Lazy,
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done, 1 refused or failed, 2 the command or a file is wrong, 75 try again later.",
+    epilog="Exit status: 0 done, 1 refused or failed, 2 the command or a file is wrong, 75 try again later, 130 or 143 "
+    "stopped by a signal.",
 )
 @click.version_option(__version__, prog_name="estd", message="%(prog)s %(version)s")
 def estd() -> None:

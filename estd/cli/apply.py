@@ -12,8 +12,8 @@ from estd.app.identity import ensure_ecosystem
 from estd.app.quickstart import read_ecosystem
 from estd.ca.ecosystem import Ecosystem
 from estd.cli.loop import run_async
-from estd.cli.options import json_option, server_options
-from estd.cli.output import write_json, write_line
+from estd.cli.options import PATH, json_option, server_options
+from estd.cli.output import note, write_json, write_line
 from estd.config import Config, read_key_encryption_key
 from estd.errors import Invalid, Problem
 
@@ -31,7 +31,7 @@ as they are. A running server follows within a second.
 
 
 @click.command(help=_HELP, short_help="Put the rules of an ecosystem into force.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=PATH)
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @click.option(
     "--new-key",
@@ -68,7 +68,7 @@ def _read_all(files: tuple[Path, ...]) -> list[Ecosystem]:
     documents: list[Ecosystem] = []
     for file in files:
         try:
-            documents.append(read_ecosystem(file))
+            documents.append(read_ecosystem(file, note))
         except Invalid as invalid:
             problems += invalid.problems
         except OSError as error:

@@ -22,7 +22,7 @@ from estd.auditor.certificates import read_received
 from estd.auditor.findings import Findings
 from estd.cli.failures import Failed
 from estd.cli.loop import run_async
-from estd.cli.options import json_option, server_options
+from estd.cli.options import DIRECTORY, PATH, json_option, server_options
 from estd.cli.output import console, plain, write_facts, write_json, write_line, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Unavailable
@@ -90,14 +90,14 @@ def list_events(
 @click.option(
     "--journal",
     "journals",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     multiple=True,
     metavar="DIR",
     help="Directory of signers' journals (default: the server's own); repeat it for other nodes' and for archives.",
 )
 @click.option(
     "--received",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="PATH",
     help="Certificates that devices hold, PEM or DER: a file, or a directory of files.",
@@ -164,7 +164,7 @@ def verify(
 @click.option(
     "--journal",
     "journals",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     multiple=True,
     metavar="DIR",
     help="Directory of signers' journals (default: the server's own).",

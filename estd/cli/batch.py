@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from estd.cli.failures import REFUSED, TRY_LATER
 from estd.cli.loop import run_async
-from estd.cli.options import json_option
+from estd.cli.options import PATH, json_option
 from estd.cli.output import console, note, write_facts, write_json
 from estd.device.batch import BatchResult, BatchWish, carry_out
 from estd.device.client import Credential, Patience
@@ -43,7 +43,6 @@ OUT.refused.csv, or refused.csv in the directory.
 Exit status: 0 every request has a certificate, 1 some were refused, 2 the command or a file is wrong, 75 try again later
 with --resume.
 """
-_PATH: Final = click.Path(path_type=Path)
 
 
 @click.command(help=_HELP, short_help="Get certificates for many devices at once.")
@@ -52,20 +51,18 @@ _PATH: Final = click.Path(path_type=Path)
     "--trust",
     required=True,
     metavar="FILE",
-    type=_PATH,
+    type=PATH,
     help="CA certificates (PEM) that the server's certificate must lead to.",
 )
 @click.option(
     "--label", metavar="LABEL", help="The ecosystem, or a profile's own label (default: the server's default)."
 )
 @click.option(
-    "--cert", required=True, metavar="FILE", type=_PATH, help="The registration authority's certificate (PEM)."
+    "--cert", required=True, metavar="FILE", type=PATH, help="The registration authority's certificate (PEM)."
 )
-@click.option("--key", required=True, metavar="FILE", type=_PATH, help="Its private key (PEM).")
-@click.option("--in", "source", required=True, metavar="PATH", type=_PATH, help="CSV file or directory of requests.")
-@click.option(
-    "--out", required=True, metavar="PATH", type=_PATH, help="Where the results go: FILE.csv, or a directory."
-)
+@click.option("--key", required=True, metavar="FILE", type=PATH, help="Its private key (PEM).")
+@click.option("--in", "source", required=True, metavar="PATH", type=PATH, help="CSV file or directory of requests.")
+@click.option("--out", required=True, metavar="PATH", type=PATH, help="Where the results go: FILE.csv, or a directory.")
 @click.option("--resume", is_flag=True, help="Go on with what was begun at --out.")
 @click.option(
     "--tries",

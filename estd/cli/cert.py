@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from estd.app.access import find_user, get_ecosystem, open_store
 from estd.asn1.oids import OIDS
 from estd.audit import Event
 from estd.cli.loop import run_async
-from estd.cli.options import json_option, read_device, server_options
+from estd.cli.options import json_option, may_ask, read_device, server_options
 from estd.cli.output import write_facts, write_json, write_line, write_span, write_table, write_time
 from estd.config import Config
 from estd.device.answers import write_pem
@@ -113,7 +112,7 @@ def list_certificates(label: str | None, device: str | None, limit: int, config:
             )
             for one in found
         ],
-        "No certificate was issued here yet.",
+        "No certificate was issued here yet." if device is None else f"No certificate of device {device!r} here.",
     )
 
 
@@ -176,11 +175,18 @@ def revoke(
     config: Config,
     as_json: bool,
 ) -> None:
-    """Revoke certificates, for good."""
+    """Revoke certificates, for good.
+
+    \b
+      estd cert revoke 0f3a… --reason keyCompromise
+      estd cert revoke --device pump-17 --ecosystem plant --yes
+
+    You are asked first. Where there is nobody to ask, say --yes; with --json it is done without asking.
+    """
     if bool(serials) == (device is not None) or (device is None) != (label is None):
         raise click.UsageError("Name serial numbers, or --device with its --ecosystem.")
     found = run_async(_choose(config, serials, device, label))
-    if not yes and not as_json and sys.stdin.isatty():
+    if may_ask(yes=yes, as_json=as_json):
         for one in found:
             write_line(f"{one.serial}  {one.stored.device}  {one.label}  until {write_time(one.stored.not_after)}")
         what = "this certificate" if len(found) == 1 else f"these {len(found)} certificates"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,7 @@ from estd.ca.document import DURATION_REMEDY, read_duration
 from estd.ca.ecosystem import load_document
 from estd.ca.profile import Profile
 from estd.cli.loop import run_async
-from estd.cli.options import ecosystem_option, json_option, read_device, server_options
+from estd.cli.options import PATH, ecosystem_option, json_option, may_ask, read_device, server_options
 from estd.cli.output import note, save, write_json, write_table, write_time
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
@@ -55,7 +54,7 @@ def code() -> None:
 @click.option(
     "--devices-file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Names from a CSV file with a column `device`, or one on each line.",
 )
 @click.option("--count", type=click.IntRange(1, _AT_MOST), metavar="N", help="Make N numbered names instead.")
@@ -66,7 +65,7 @@ def code() -> None:
 @click.option(
     "--out",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write device,code here, readable by you alone (default: standard output).",
 )
 @server_options
@@ -182,11 +181,13 @@ def revoke(devices: tuple[str, ...], label: str, everything: bool, yes: bool, co
     \b
       estd code revoke pump-17 pump-18 --ecosystem plant
       estd code revoke --all --ecosystem plant
+
+    Before --all you are asked. Where there is nobody to ask, say --yes; with --json it is done without asking.
     """
     if bool(devices) == everything:
         raise click.UsageError("Name the devices whose codes shall end, or say --all.")
     names = None if everything else [read_device(name) for name in devices]
-    if everything and not yes and not as_json and sys.stdin.isatty():
+    if everything and may_ask(yes=yes, as_json=as_json):
         click.confirm(f"End every code of {label} that is not used yet?", abort=True)
     ended = run_async(_revoke(config, label, names))
     if not ended:

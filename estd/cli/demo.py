@@ -19,7 +19,7 @@ from estd.app.fleet import OPERATIONS
 from estd.audit import write_event
 from estd.cli.failures import Failed
 from estd.cli.loop import run_async
-from estd.cli.options import json_option
+from estd.cli.options import PATH, json_option
 from estd.cli.output import console, plain, write_json
 
 _HELP = """\
@@ -41,7 +41,7 @@ Exit status: 0 if everything went as it should, 1 if anything did not.
 @click.option(
     "--devices", type=click.IntRange(2, 100_000), default=100, show_default=True, metavar="N", help="How many."
 )
-@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep everything in this directory.")
+@click.option("--keep", metavar="DIR", type=PATH, help="Keep everything in this directory.")
 @json_option
 def demo(devices: int, keep: Path | None, as_json: bool) -> None:
     """See `_HELP`."""

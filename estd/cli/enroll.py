@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estd.asn1.spki import KEY_TYPES
 from estd.cli.loop import run_async
-from estd.cli.options import json_option
+from estd.cli.options import PATH, json_option
 from estd.cli.output import note, write_facts, write_json, write_span, write_time
 from estd.device.answers import serial_text
 from estd.device.client import Credential, Patience
@@ -43,7 +43,7 @@ the new one is in place:
 The private key is made here and never leaves this machine. OUT then holds device.key, device.pem (certificate and
 intermediates) and ca.pem. If the connection breaks, run the same command again: it goes on where it stopped.
 
-Exit status: 0 done, 1 refused, 2 the command or a file is wrong, 75 try again later.
+Exit status: 0 done, 1 refused, 2 the command or a file is wrong, 75 try again later, 130 or 143 stopped by a signal.
 """
 
 
@@ -53,26 +53,22 @@ Exit status: 0 done, 1 refused, 2 the command or a file is wrong, 75 try again l
     "--trust",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="CA certificates (PEM) that the server's certificate must lead to.",
 )
 @click.option(
     "--label", metavar="LABEL", help="The ecosystem, or a profile's own label (default: the server's default)."
 )
-@click.option(
-    "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Directory for key and certificates."
-)
+@click.option("--out", required=True, metavar="DIR", type=PATH, help="Directory for key and certificates.")
 @click.option("--device", metavar="NAME", help="Enroll with an enrollment code, as this device.")
 @click.option(
     "--code-file",
     metavar="FILE",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=PATH,
     help="Read the code from here (- is standard input) instead of asking.",
 )
-@click.option(
-    "--certificate", metavar="FILE", type=click.Path(path_type=Path), help="Enroll with this certificate (PEM)."
-)
-@click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Private key of that certificate (PEM).")
+@click.option("--certificate", metavar="FILE", type=PATH, help="Enroll with this certificate (PEM).")
+@click.option("--key", metavar="FILE", type=PATH, help="Private key of that certificate (PEM).")
 @click.option("--renew", is_flag=True, help="Renew the certificate in --out, with a new key.")
 @click.option("--same-key", is_flag=True, help="Renew for the key there is.")
 @click.option("--replace", is_flag=True, help="Enroll anew although --out holds a certificate.")
@@ -175,7 +171,8 @@ def _read_code(device: str, code_file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "not text"
         raise Invalid([Problem(where, f"cannot be read ({said})", "Name a file that holds the code.")]) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Windows puts a mark before what it saves as UTF-8, and Unicode does not call that white space.
+    lines = [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
     if len(lines) != 1:
         raise Invalid([Problem(where, f"holds {len(lines)} lines", "Let it hold the code and nothing else.")])
     return lines[0]

@@ -65,7 +65,7 @@ def report(fault: BaseException, *, as_json: bool) -> int:
         click.echo(json.dumps({"error": _as_json(failure)}, ensure_ascii=False), err=True)
     else:
         _write(failure)
-    if failure.code == "unexpected" and os.environ.get("ESTD_TRACEBACK"):
+    if failure.code in ("unexpected", "broken") and os.environ.get("ESTD_TRACEBACK"):
         traceback.print_exception(fault)
     return failure.status
 
@@ -83,7 +83,10 @@ def explain(fault: BaseException) -> Failure:
         case Failed():
             return Failure(fault.status, "failed", _sentence(fault.message), fault.remedy)
         case Broken():
-            remedy = "The log says more; start with --log-level debug to see all of it."
+            remedy = (
+                'A fault of estd or around it. A server\'s log says more, with log.level = "debug" in estd.toml all of it; '
+                "ESTD_TRACEBACK=1 shows where it happened."
+            )
             return Failure(REFUSED, "broken", _sentence(str(fault)), remedy)
         case click.UsageError():
             where = fault.ctx.command_path if fault.ctx is not None else "estd"
@@ -125,7 +128,11 @@ def _explain_others(fault: BaseException) -> Failure:
             remedy = f"Try again in {fault.retry_after_seconds} s; nothing is lost, the same request is sent again."
             return Failure(TRY_LATER, "try-later", _sentence(fault.detail), remedy, details=details)
         case WrongServer():
-            return Failure(REFUSED, "wrong-server", _sentence(fault.detail))
+            remedy = (
+                "Check that --url names the host and the port of the EST server, and that --trust holds what its operator "
+                "gave you for that server (server-trust.pem)."
+            )
+            return Failure(REFUSED, "wrong-server", _sentence(fault.detail), remedy)
         case Conflict():
             remedy = "Look at the rules in force with `estd ecosystem show`, and apply yours again."
             return Failure(REFUSED, "conflict", "Somebody else applied a newer version meanwhile.", remedy)

@@ -13,7 +13,7 @@ import click
 from estd.app.access import find_user, get_ecosystem, open_store
 from estd.audit import Event
 from estd.cli.loop import run_async
-from estd.cli.options import ecosystem_option, json_option, read_device, server_options
+from estd.cli.options import PATH, ecosystem_option, json_option, read_device, server_options
 from estd.cli.output import note, write_facts, write_json, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
@@ -44,7 +44,7 @@ def inventory() -> None:
 
 
 @inventory.command("import")
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @ecosystem_option
 @click.option("--dry-run", is_flag=True, help="Check the file, and change nothing.")
 @server_options

@@ -15,7 +15,7 @@ from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.asn1.spki import key_type
 from estd.ca.ecosystem import load_document
 from estd.cli.loop import run_async
-from estd.cli.options import ecosystem_option, json_option, server_options
+from estd.cli.options import PATH, ecosystem_option, json_option, server_options
 from estd.cli.output import note, save, write_facts, write_json, write_table, write_time
 from estd.config import Config
 from estd.device.answers import serial_text, write_pem
@@ -142,7 +142,7 @@ def show(name: str, label: str, config: Config, as_json: bool) -> None:
 @ecosystem_option
 @click.option("--name", metavar="NAME", help="Only this issuer (default: all active ones, roots first).")
 @click.option("--roots", is_flag=True, help="Only the roots: what others need to trust this ecosystem's devices.")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write here instead of standard output.")
+@click.option("--out", metavar="FILE", type=PATH, help="Write here instead of standard output.")
 @server_options
 @json_option
 def export(label: str, name: str | None, roots: bool, out: Path | None, config: Config, as_json: bool) -> None:

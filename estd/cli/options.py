@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -16,6 +17,20 @@ from estd.names import normalise_device
 SETTINGS: Final = "estd.toml"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+
+class _Path(click.Path):
+    """A file or directory that has a name: an empty one, of a variable that is not set say, would be the directory here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name."""
+        if not str(value).strip():
+            self.fail("the name is empty; name a file or directory.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH: Final = _Path(path_type=Path)
+DIRECTORY: Final = _Path(path_type=Path, file_okay=False)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 ecosystem_option = click.option("--ecosystem", "label", metavar="LABEL", required=True, help="Label of the ecosystem.")
@@ -26,7 +41,7 @@ def settings_options(command: _Command) -> _Command:
     by_file = click.option(
         "--config",
         "config_file",
-        type=click.Path(path_type=Path),
+        type=PATH,
         envvar="ESTD_CONFIG",
         metavar="FILE",
         help="Settings of the server (default: $ESTD_CONFIG, or estd.toml here).",
@@ -34,7 +49,7 @@ def settings_options(command: _Command) -> _Command:
     by_directory = click.option(
         "--dir",
         "directory",
-        type=click.Path(path_type=Path),
+        type=PATH,
         envvar="ESTD_DIR",
         metavar="DIR",
         help="Directory of a quickstart server, instead of --config (default: $ESTD_DIR).",
@@ -51,6 +66,19 @@ def server_options(command: _Command) -> _Command:
         return command(*args, config=read_settings(config_file, directory), **kwargs)
 
     return with_config  # type: ignore[return-value]  # the signature differs on purpose: two options become one value
+
+
+def may_ask(*, yes: bool, as_json: bool) -> bool:
+    """Whether to ask before something is done for good: not where ``--yes`` was said, or a program asks for JSON.
+
+    Raises:
+        click.UsageError: one would have to ask, and there is nobody.
+    """
+    if yes or as_json:
+        return False
+    if not sys.stdin.isatty():
+        raise click.UsageError("Nobody is there to confirm it; add --yes.")
+    return True
 
 
 def read_settings(config_file: Path | None, directory: Path | None) -> Config:

@@ -16,7 +16,7 @@ from estd.app.playground import LABELS
 from estd.app.quickstart import Running, describe
 from estd.app.quickstart import run as carry_out
 from estd.cli.loop import run_async
-from estd.cli.options import json_option
+from estd.cli.options import PATH, json_option
 from estd.cli.output import console, note, save, write_json
 
 _HELP = """\
@@ -43,7 +43,7 @@ It asks for nothing to be installed and leaves nothing outside DIR.
     "directory",
     required=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Where to keep everything.",
 )
 @click.option("--address", metavar="ADDRESS", help="Address to listen on (default 127.0.0.1).")
@@ -56,7 +56,7 @@ It asks for nothing to be installed and leaves nothing outside DIR.
 @click.option(
     "--ready-file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the ports here (JSON) once devices can enroll.",
 )
 @json_option

@@ -12,8 +12,8 @@ from estd.app.checking import check_server
 from estd.app.running import serve as carry_out
 from estd.app.supervisor import Supervisor
 from estd.cli.loop import run_async
-from estd.cli.options import find_settings, json_option, settings_options
-from estd.cli.output import note, save, write_facts, write_json
+from estd.cli.options import PATH, find_settings, json_option, settings_options
+from estd.cli.output import save, write_facts, write_json
 from estd.config import read_config
 
 _HELP = """\
@@ -23,11 +23,12 @@ Run a server in the foreground until SIGTERM or Ctrl-C; then it answers what is 
   estd serve --config /etc/estd/estd.toml
   estd serve --config estd.toml --check     look, but do not start
 
-The smallest settings file has one line, data_directory = "/var/lib/estd", and needs a key beside it:
+The smallest settings file has one line, data_directory = "/var/lib/estd", and needs a key beside it,
+which the user that runs the server has to be able to read:
 
 \b
-  openssl rand -hex 32 > /var/lib/estd/key-encryption.key
-  chmod 600 /var/lib/estd/key-encryption.key
+  (umask 077; set -C; openssl rand -hex 32 > /var/lib/estd/key-encryption.key)
+  chown estd /var/lib/estd/key-encryption.key
 
 SIGHUP reads the settings again and replaces the workers without refusing a connection. The log goes to standard error,
 one JSON object a line; /healthz, /readyz and /metrics answer on the ops port.
@@ -40,7 +41,7 @@ one JSON object a line; /healthz, /readyz and /metrics answer on the ops port.
 @click.option(
     "--ready-file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the ports here (JSON) once devices can enroll.",
 )
 @json_option
@@ -58,7 +59,10 @@ def serve(
             none = "none yet; apply one: estd apply FILE"
             running = "yes" if facts["running"] else "no"
             shown = {**facts, "running": running, "ecosystems": ", ".join(facts["ecosystems"]) or none}
-            write_facts(f"{settings}: nothing is wrong", [(name, str(value)) for name, value in shown.items()])
+            warnings = shown.pop("warnings")
+            shown["warning"] = "\n".join(warnings)
+            title = "nothing is wrong" if not warnings else "it can start; see the warning"
+            write_facts(f"{settings}: {title}", [(name, str(value)) for name, value in shown.items()])
         return
 
     async def say(supervisor: Supervisor) -> None:
@@ -68,7 +72,8 @@ def serve(
         if as_json:
             write_json(facts)
         else:
-            note(f"estd serves on port {supervisor.port}, ops on port {supervisor.ops_port}")
+            # On standard output: on the other one is the log, where a program reads every line as JSON.
+            click.echo(f"estd serves on port {supervisor.port}, ops on port {supervisor.ops_port}")
 
     try:
         run_async(carry_out(config, settings, say))

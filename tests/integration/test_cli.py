@@ -10,19 +10,26 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from live_server import NORTH, SOUTH, Live
 from patience import wait_for_file, wait_until
 
 from estd.app.lessons import write_lessons
 from estd.app.playground import Playground, read_codes
 from estd.app.quickstart import Running
+from estd.device.requests import write_key
+from estd.keys.software import SoftwareKey
 
 ESTD = Path(sys.executable).with_name("estd")
 PLANT = """\
@@ -392,7 +399,7 @@ def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
         assert (status, "in use by a running estd" in error["problems"][0]["what"]) == (2, True)
         assert (site / "run.json").exists(), "the other one's"
         status, error = refusal("quickstart", "--dir", tmp_path / "other", "--port", facts["port"], "--ops-port", "0")
-        assert (status, error["problems"][0]["where"]) == (2, "listen:")
+        assert (status, error["problems"][0]["where"]) == (2, "listen.port")
         assert not (tmp_path / "other/data/postgres").exists(), "found out before the database was made"
         home = tmp_path / "d"
         device, code = read_codes(site / "bootstrap" / NORTH / "codes.csv")[0]
@@ -419,18 +426,131 @@ def test_a_server_from_settings(tmp_path: Path) -> None:
     (tmp_path / "key").chmod(0o600)
     settings.write_text('data_directory = "data"\nlisten.port = 0\nops.port = 0\n[keys]\nfile = "key"\n')
     assert "first start" in ask("serve", "--config", settings, "--check")["database"]
-    log = tmp_path / "log"
-    with log.open("wb") as output:
+    with serving(settings, ready):
+        assert ask("serve", "--config", settings, "--check")["running"] is True
+        facts = json.loads(ready.read_text())
+    assert not ready.exists()
+    # A program reads every line of the log.
+    log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert "serving" in {line["message"] for line in log}
+    said = (tmp_path / "said").read_text()
+    assert said == f"estd serves on port {facts['port']}, ops on port {facts['ops_port']}\n"
+
+    (tmp_path / "key").write_text("cd" * 32)
+    for command in (("serve", "--config", settings, "--check"), ("serve", "--config", settings)):
+        done = estd(*command)
+        assert done.returncode == 2
+        told = done.stderr.splitlines()[-2:]
+        assert told[0].startswith(f"estd: the key-encryption key ({tmp_path / 'key'}) is not the one that")
+        assert "--new-key" in told[1]
+        assert "child did not become ready" not in done.stderr, "found before any signer was started"
+
+
+@contextmanager
+def serving(settings: Path, ready: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of these settings, until the block ends; what it says is in the files ``log`` and ``said`` beside them."""
+    with settings.with_name("log").open("wb") as log, settings.with_name("said").open("wb") as said:
         process = subprocess.Popen(
-            [str(ESTD), "serve", "--config", str(settings), "--ready-file", str(ready)], stdout=output, stderr=output
+            [str(ESTD), "serve", "--config", str(settings), "--ready-file", str(ready)], stdout=said, stderr=log
         )
         try:
-            wait_for_file(ready, process, 60, log.read_text)
-            assert ask("serve", "--config", settings, "--check")["running"] is True
+            wait_for_file(ready, process, 60, settings.with_name("log").read_text)
+            yield process
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(40) == 0
-    assert not ready.exists()
+
+
+def bring_certificate(directory: Path, ends: datetime, *names: str) -> bytes:
+    """An operator's own certificate and key, as ``tls.pem`` and ``tls.key``; the certificate, DER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a server")])
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 5, ends - timedelta(days=90), ends)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    for name, content in (
+        ("tls.key", write_key(SoftwareKey(key))),
+        ("tls.pem", certificate.public_bytes(Encoding.PEM)),
+    ):
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o600)
+    return certificate.public_bytes(Encoding.DER)
+
+
+@pytest.mark.slow
+def test_what_a_reload_takes_over_and_what_it_does_not(tmp_path: Path) -> None:
+    settings, ready, log = tmp_path / "estd.toml", tmp_path / "ready.json", tmp_path / "log"
+    (tmp_path / "key").write_text("ab" * 32)
+    (tmp_path / "key").chmod(0o600)
+    text = 'data_directory = "data"\nlisten.port = 0\nops.port = 0\nprocesses.workers = 1\nkeys.file = "key"\n'
+    text += 'tls = { names = ["localhost"], certificate = "tls.pem", key = "tls.key" }\n'
+    settings.write_text(text)
+    now = datetime.now(UTC).replace(microsecond=0)
+    first = bring_certificate(tmp_path, now + timedelta(days=9), "localhost")
+
+    def lines(message: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+        return [one for one in found if one["message"] == message]
+
+    def reload(process: subprocess.Popen[bytes], said: str) -> dict[str, Any]:
+        """What the log says of it, with that message."""
+        before = len(lines(said))
+        process.send_signal(signal.SIGHUP)
+        return wait_until(lambda: lines(said)[before:], 30)[0]
+
+    with serving(settings, ready) as process:
+        facts = json.loads(ready.read_text())
+
+        def shown() -> bytes:
+            return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", facts["port"])))
+
+        assert shown() == first
+        bring_certificate(tmp_path, now - timedelta(days=1), "localhost")
+        assert "ended on" in reload(process, "reload failed; the old workers stay")["detail"]
+        assert shown() == first
+        (tmp_path / "tls.pem").unlink()
+        assert "No such file" in reload(process, "reload failed; the old workers stay")["detail"]
+        assert shown() == first
+        assert lines("reloaded") == []
+
+        second = bring_certificate(tmp_path, now + timedelta(days=8), "other.example")
+        reload(process, "reloaded")
+        wait_until(lambda: shown() == second)
+        (named,) = lines("the server certificate is for other names than tls.names")
+        assert named["names"] == ["localhost"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{facts['ops_port']}/metrics", timeout=10) as answer:
+            metrics = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+        assert float(metrics["estd_tls_certificate_not_after_seconds"]) == (now + timedelta(days=8)).timestamp()
+
+        settings.write_text(
+            text.replace("listen.port = 0", "listen.port = 18443").replace("workers = 1", "workers = 2")
+        )
+        reload(process, "reloaded")
+        (waiting,) = lines("changed settings want a restart")
+        assert waiting["settings"] == ["listen.port"]
+
+
+def test_settings_that_cannot_work_are_told_before_anything_starts(tmp_path: Path) -> None:
+    settings = tmp_path / "estd.toml"
+    (tmp_path / "data").mkdir()
+    key = tmp_path / "data/key-encryption.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    for wrong, where in (
+        ("listen.port = 18081\nops.port = 18081\n", "ops.port"),
+        ('tls.names = ["bad name"]\n', "tls.names"),
+        ('database.url = "mysql://db/estd"\n', "database.url"),
+    ):
+        settings.write_text('data_directory = "data"\n' + wrong)
+        for check in ((), ("--check",)):
+            status, error = refusal("serve", "--config", settings, *check)
+            assert (status, error["problems"][0]["where"]) == (2, f"{settings}: {where}")
+    status, error = refusal("quickstart", "--dir", tmp_path / "lab", "--port", 18081, "--ops-port", 18081)
+    assert (status, error["problems"][0]["where"]) == (2, "ops.port")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["key-encryption.key"]
+    assert not (tmp_path / "lab").exists()
 
 
 @pytest.mark.slow

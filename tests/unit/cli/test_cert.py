@@ -44,10 +44,12 @@ def test_a_device_loses_all_of_its_certificates_and_nobody_else(
     asyncio.run(fill(database.url))
     settings = tmp_path / "estd.toml"
     settings.write_text(f'data_directory = "{tmp_path}/data"\n[database]\nurl = "{database.url}"\n', encoding="utf-8")
-    told = CliRunner().invoke(
-        cert, ["revoke", "--device", "pump", "--ecosystem", "campus", "--config", str(settings), "--json"]
-    )
-    assert told.exit_code == 0, told.output
+    revoke = ["revoke", "--device", "pump", "--ecosystem", "campus", "--config", str(settings)]
+    refused = CliRunner().invoke(cert, revoke)
+    assert refused.exit_code == 2
+    assert "add --yes" in refused.output
+    none = CliRunner().invoke(cert, ["list", "--device", "zz", "--config", str(settings)])
+    assert none.output == "No certificate of device 'zz' here.\n"
 
     async def look() -> list[tuple[str, bool]]:
         store = await PostgresStore.connect(database.url)
@@ -60,6 +62,10 @@ def test_a_device_loses_all_of_its_certificates_and_nobody_else(
         finally:
             await store.close()
 
+    valid = [("campus pump", False)] * 8
+    assert [one for one in asyncio.run(look()) if one[0] == "campus pump"] == valid
+    told = CliRunner().invoke(cert, [*revoke, "--json"])
+    assert told.exit_code == 0, told.output
     assert asyncio.run(look()) == [
         ("campus pump", False),
         *[("campus pump", True)] * 7,

@@ -1,5 +1,6 @@
 """The tree of commands as a whole: everything has help with an example, JSON, and a way to fail that helps."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import click
 import pytest
 
 from estd.cli import estd, run
+from estd.cli.options import may_ask
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -132,9 +134,33 @@ ENROLL = ("enroll", "--url", "https://localhost", "--trust", "t", "--out", "d")
         ("apply", "absent.toml"),
         ("demo", "--devices", "1"),
         ("inventory", "import", "absent.csv", "--ecosystem", "x"),
+        ("quickstart", "--dir", ""),
+        ("quickstart", "--dir", " "),
+        ("cert", "list", "--dir", ""),
+        ("cert", "list", "--config", ""),
+        ("serve", "--ready-file", "", "--check"),
+        ("apply", ""),
+        ("demo", "--keep", ""),
+        ("audit", "verify", "--journal", ""),
+        ("issuer", "export", "--ecosystem", "x", "--out", ""),
+        ("enroll", "--url", "https://localhost", "--trust", "t", "--out", "", "--renew"),
     ],
 )
 def test_a_command_line_that_cannot_work_is_a_usage_error(arguments: tuple[str, ...], nowhere: Path) -> None:
     (nowhere / "estd.toml").write_text('data_directory = "data"\n')
     assert run(arguments) == 2
-    assert not (nowhere / "data").exists(), "nothing was started"
+    assert [path.name for path in nowhere.iterdir()] == ["estd.toml"], "nothing was started"
+
+
+def test_how_commands_end_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ((), ("enroll",)):
+        assert run([*command, "--help"]) == 0
+        assert "130 or 143 stopped by a signal" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_nobody_can_be_asked_the_answer_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(click.UsageError, match="add --yes"):
+        may_ask(yes=False, as_json=False)
+    assert not may_ask(yes=True, as_json=False)
+    assert not may_ask(yes=False, as_json=True)

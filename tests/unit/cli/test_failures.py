@@ -113,3 +113,13 @@ def test_a_reader_that_has_seen_enough_is_no_fault(command: tuple[str, ...]) -> 
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_remedies_name_what_exists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESTD_TRACEBACK", "1")
+    report(Broken("an invariant does not hold"), as_json=False)
+    said = capsys.readouterr().err
+    assert 'log.level = "debug" in estd.toml' in said
+    assert "--log-level" not in said
+    assert "Broken: an invariant does not hold" in said, "the traceback"
+    assert "--trust" in explain(WrongServer("the certificate does not pass")).remedy

@@ -1,10 +1,12 @@
 """Files that an operator hands to the command line: names of devices, and the inventory."""
 
+import io
 from pathlib import Path
 
 import pytest
 
 from estd.cli.code import _read_names, _reserved
+from estd.cli.enroll import _read_code
 from estd.cli.inventory import _read
 from estd.errors import Invalid
 
@@ -82,3 +84,11 @@ def test_a_file_for_codes_is_there_before_any_code_and_gone_when_there_is_none(t
     assert not out.exists()
     with pytest.raises(Invalid, match="cannot be written"), _reserved(tmp_path / "absent" / "codes.csv"):
         pytest.fail("there is no such directory")
+
+
+@pytest.mark.parametrize("text", ["\ufeff00000-11111\r\n", " 00000-11111 \n\n", "\ufeff\r\n00000-11111"])
+def test_a_code_as_editors_save_it(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").write_bytes(text.encode())
+    assert _read_code("pump", tmp_path / "code") == "00000-11111"
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert _read_code("pump", None) == "00000-11111"
