@@ -92,6 +92,7 @@ _PATHS: Final = ("data_directory", "key_file", "blocklist", "tls_certificate", "
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # a comparison
 _NAMES_AT_MOST: Final = 50
+_KEY_REMEDY: Final = "Put the key back as it was; for a new server it is what `openssl rand -hex 32` prints."
 _DATABASE_SCHEMES: Final = ("postgresql://", "postgres://")
 
 
@@ -372,5 +373,5 @@ def _read_key(content: bytes, where: str) -> bytes:
     except (ValueError, UnicodeDecodeError):
         key = b""
     if len(key) != KEY_BYTES:
-        raise Invalid([Problem(where, "does not hold 64 hexadecimal digits", "Create it with: openssl rand -hex 32")])
+        raise Invalid([Problem(where, "does not hold 64 hexadecimal digits", _KEY_REMEDY)])
     return key

@@ -66,10 +66,11 @@ async def check_server(config: Config) -> dict[str, Any]:
         return {**facts, "database": _MAKES_DATABASE, "ecosystems": []}
     async with open_store(config) as store:
         records = await store.find_ecosystems()
+    problems += _check_contents(config, kek, records)
+    if problems:
+        raise Invalid(problems)
     if kek is not None:
-        check_key(kek, records, describe_key(config))
         warnings += _find_sealed_otherwise(kek, records)
-    check_default(config, records)
     database = "the private PostgreSQL answers" if config.database_url is None else "answers"
     labels = sorted(record.label for record in records if record.label != INTERNAL_LABEL)
     return {**facts, "database": database, "ecosystems": labels}
@@ -152,6 +153,20 @@ def _has_database(config: Config) -> bool:
         what = f"cannot be used ({error.strerror})"
         remedy = "Run estd as the user who owns it, or name another one."
         raise Invalid([Problem(str(config.data_directory), what, remedy)]) from None
+
+
+def _check_contents(config: Config, kek: bytes | None, records: Sequence[EcosystemRecord]) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        check_default(config, records)
+    except Invalid as invalid:
+        problems += invalid.problems
+    try:
+        if kek is not None:
+            check_key(kek, records, describe_key(config))
+    except Invalid as invalid:
+        problems += invalid.problems
+    return problems
 
 
 def _find_stranger(config: Config) -> list[str]:

@@ -417,6 +417,13 @@ def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
         assert ask("issuer", "list", "--dir", site) == issuers
         where = ("--url", facts["url"], "--trust", site / "trust.pem", "--out", home)
         assert ask("enroll", *where, "--renew")["renewed"]
+    settings = site / "estd.toml"
+    settings.write_text(settings.read_text().replace(f'default_ecosystem = "{NORTH}"', 'default_ecosystem = "nope"'))
+    for command in (("quickstart",), ("serve",), ("serve", "--check")):
+        done = estd(*command, "--dir", site)
+        assert done.returncode == 2
+        assert f"estd: {settings}: est.default_ecosystem 'nope' is no ecosystem here." in done.stderr.splitlines()
+        assert f"name one of {NORTH}, {SOUTH}" in done.stderr
 
 
 @pytest.mark.slow
