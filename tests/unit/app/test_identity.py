@@ -208,7 +208,7 @@ async def test_the_operators_own_is_read_as_it_is(server: Server, tmp_path: Path
     own = replace(server.config, tls_certificate=tmp_path / "own.pem", tls_key=server.key)
     with pytest.raises(Invalid) as caught:
         await ensure_certificate(own, server.store, server._enrollment, server.now)
-    assert caught.value.problems[0].where == str(tmp_path / "own.pem")
+    assert caught.value.problems[0].where == f"tls: {tmp_path / 'own.pem'}"
     (tmp_path / "own.pem").write_bytes(b"whatever it is")
     assert await ensure_certificate(own, server.store, server._enrollment, server.now) == (
         b"whatever it is",
