@@ -161,6 +161,7 @@ class Services:
         directory.mkdir(mode=0o700, exist_ok=True)
         for name, source in unit.credentials.items():
             (directory / name).write_text(sealed[source.name])
+            (directory / name).chmod(0o600)  # systemd gives them no more than that
         if self._user:
             for path in (directory, *directory.iterdir()):
                 shutil.chown(path, self._user)

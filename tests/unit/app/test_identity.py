@@ -209,9 +209,10 @@ async def test_the_operators_own_is_read_as_it_is(server: Server, tmp_path: Path
     with pytest.raises(Invalid) as caught:
         await ensure_certificate(own, server.store, server._enrollment, server.now)
     assert caught.value.problems[0].where == f"tls: {tmp_path / 'own.pem'}"
-    (tmp_path / "own.pem").write_bytes(b"whatever it is")
+    chain = b"as the operator has it\n" + server.chain.read_bytes()
+    (tmp_path / "own.pem").write_bytes(chain)
     assert await ensure_certificate(own, server.store, server._enrollment, server.now) == (
-        b"whatever it is",
+        chain,
         server.key.read_bytes(),
     )
     assert await server.count() == 1
