@@ -135,7 +135,7 @@ async def open_road(url: str, directory: Path, pool: type[SignerPool] = SignerPo
 
 async def record_ecosystem(store: PostgresStore, label: str) -> EcosystemRecord:
     """An ecosystem with issuers of its own."""
-    made = make_record(make_rules(make_maker()))
+    made = make_record(make_rules(make_maker(), label))
     issuers = [
         NewIssuer(issuer.name, "root" if issuer.parent_id is not None else None, issuer.certificate, issuer.sealed_key)
         for issuer in made.issuers

@@ -202,7 +202,7 @@ class Directory:
             return None if kept is None else replace(kept, compromised_keys=compromised_keys)
 
     def _claim(self, label: str, place: Place) -> None:
-        # Applying refuses a label that is taken, but two ecosystems may be applied at the same moment.
+        # The store lets one ecosystem have a label; a database that something else wrote to may know better.
         if label in self._places:
             self._contested.add(label)
         self._places[label] = place

@@ -173,6 +173,21 @@ class NewIssuer:
 
 
 @dataclass(frozen=True, slots=True)
+class NewVersion:
+    """The next version of one ecosystem, and what comes with it."""
+
+    label: str
+    document: Mapping[str, Any]
+    new_issuers: Sequence[NewIssuer]
+    """A parent is named among the ecosystem's issuers or earlier among these."""
+    expected_version: int
+    """The version that it follows; 0 means that the label is new."""
+    applied_by: str
+    event: Event
+    """Its time is that of the version and of its issuers; a new ecosystem's id is filled in."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A place in the tree of ecosystem, organization and site. Administration will be delegated by node."""
 
@@ -211,7 +226,7 @@ class Device:
 
 
 class Conflict(Exception):
-    """Somebody else applied a newer version, or the label is taken; nothing was changed."""
+    """Somebody else applied a newer version, or a label leads to another ecosystem; nothing was changed."""
 
 
 class Store(Protocol):
@@ -286,6 +301,17 @@ class Store(Protocol):
     async def find_ecosystems(self) -> list[EcosystemRecord]:
         """The newest version of every ecosystem."""
 
+    async def record_versions(self, versions: Sequence[NewVersion]) -> list[EcosystemRecord]:
+        """Apply new versions of different ecosystems, all or none, and tell followers; the records in order.
+
+        A label, of an ecosystem or of one of its profiles, leads to one ecosystem, whoever applies what at the same moment.
+        Applying once more what made the present versions changes nothing and answers with them.
+
+        Raises:
+            Conflict: a current version is not the expected one, one of the new issuers exists, or a label leads elsewhere.
+            Broken: a label is not in its one spelling, or a parent does not exist.
+        """
+
     async def record_ecosystem(
         self,
         label: str,
@@ -295,15 +321,11 @@ class Store(Protocol):
         applied_by: str,
         event: Event,
     ) -> EcosystemRecord:
-        """Apply one new version atomically and tell followers. `expected_version` 0 means the label is new.
+        """Apply one new version: see `record_versions` and `NewVersion`."""
 
-        The time of the event is the time of the version and of its issuers; a new ecosystem's id is filled into the
-        event. A parent is named among the ecosystem's issuers or earlier among the new ones. Applying once more what
-        made the present version changes nothing and answers with it.
-
-        Raises:
-            Conflict: the current version is not the expected one, or one of the new issuers exists.
-            Broken: the label is not in its one spelling, or a parent does not exist.
+    async def count_certificates(self, ecosystem_id: int, profiles: Sequence[str], within: int) -> dict[str, int]:
+        """Profile → its certificates that have neither expired nor been revoked, of these profiles and among the newest
+        `within` certificates of the ecosystem; a profile without any is left out.
         """
 
     async def find_nodes(self) -> list[Node]:

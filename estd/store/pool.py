@@ -106,8 +106,11 @@ class Pool:
         return rows[0][0] if rows else None
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, more_seconds: float = 0.0) -> AsyncIterator[Connection]:
         """A connection in a transaction that is committed at the end, or rolled back by an exception.
+
+        Args:
+            more_seconds: how much longer than one statement all of it may take.
 
         Raises:
             Unavailable: the outcome is unknown.
@@ -116,7 +119,7 @@ class Pool:
                 the caller may know better; nothing was changed.
         """
         connection = await self._acquire()
-        deadline = asyncio.get_running_loop().call_later(self._statement_seconds, connection.terminate)
+        deadline = asyncio.get_running_loop().call_later(self._statement_seconds + more_seconds, connection.terminate)
         try:
             async with connection.transaction():
                 yield connection

@@ -2,7 +2,7 @@
 
 What it promises stands in `estd.store.contract`; how the promises are kept stands beside the statements in
 ``queries.sql`` and in `estd.store.pool`. Each method is one statement, so one round trip and one commit;
-`PostgresStore.record_ecosystem` is a transaction of several.
+`PostgresStore.record_versions` is a transaction of several.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from estd.store.contract import (
     Issuance,
     Issued,
     NewIssuer,
+    NewVersion,
     Node,
     Outcome,
     Revocation,
@@ -37,8 +38,11 @@ from estd.store.listener import Follower, Listener
 from estd.store.migrator import check_schema
 from estd.store.pool import Connection, Pool, unavailable
 from estd.store.queries import sql_of
+from estd.store.versions import write_versions
 
 _REPEATS = 5
+_VERSION_SECONDS = 0.2
+"""What one more version may add to the time of a transaction."""
 Witness: TypeAlias = Callable[[], Awaitable[Sequence[tuple[int, bytes]]]]
 """Names (issuer, serial) pairs that were surely intended."""
 
@@ -220,6 +224,22 @@ class PostgresStore:
         """See `Store.find_ecosystems`."""
         return rows.read_ecosystems(await self._pool.fetch(_FIND_ECOSYSTEMS, None))
 
+    async def record_versions(self, versions: Sequence[NewVersion]) -> list[EcosystemRecord]:
+        """See `Store.record_versions`."""
+        if not versions:
+            return []
+        for _ in range(_REPEATS):
+            try:
+                async with self._pool.transaction(len(versions) * _VERSION_SECONDS) as connection:
+                    return await write_versions(connection, versions)
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name == "issuer_certificate":
+                    raise Conflict("one of the new issuers exists already") from error
+                # Somebody else made the same label at the same moment; look again.
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                pass  # rolled back for others' sake; again
+        raise unavailable(None)
+
     async def record_ecosystem(
         self,
         label: str,
@@ -230,19 +250,13 @@ class PostgresStore:
         event: Event,
     ) -> EcosystemRecord:
         """See `Store.record_ecosystem`."""
-        for _ in range(_REPEATS):
-            try:
-                async with self._pool.transaction() as connection:
-                    return await _apply_ecosystem(
-                        connection, label, document, new_issuers, expected_version, applied_by, event
-                    )
-            except asyncpg.UniqueViolationError as error:
-                if error.constraint_name == "issuer_certificate":
-                    raise Conflict(f"{label} has one of the new issuers already") from error
-                # Somebody else made the same label at the same moment; look again.
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
-                pass  # rolled back for others' sake; again
-        raise unavailable(None)
+        version = NewVersion(label, document, new_issuers, expected_version, applied_by, event)
+        return (await self.record_versions([version]))[0]
+
+    async def count_certificates(self, ecosystem_id: int, profiles: Sequence[str], within: int) -> dict[str, int]:
+        """See `Store.count_certificates`."""
+        columns = ecosystem_id, list(profiles), within, self._clock()
+        return {row["profile"]: row["certificates"] for row in await self._pool.fetch(_COUNT_CERTIFICATES, *columns)}
 
     async def find_nodes(self) -> list[Node]:
         """See `Store.find_nodes`."""
@@ -375,39 +389,6 @@ def _decide_outcome(intent: Intent, row: rows.Row) -> Outcome | None:
     return Outcome.CODE_SPENT if row["code_is_spent"] else None
 
 
-async def _apply_ecosystem(
-    connection: Connection,
-    label: str,
-    document: Mapping[str, Any],
-    new_issuers: Sequence[NewIssuer],
-    expected_version: int,
-    applied_by: str,
-    event: Event,
-) -> EcosystemRecord:
-    ecosystem_id = await connection.fetchval(_LOCK_ECOSYSTEM, label)
-    if ecosystem_id is not None:
-        (present,) = rows.read_ecosystems(await connection.fetch(_FIND_ECOSYSTEMS, label))
-        if present.version == expected_version + 1 and rows.repeats(present, document, new_issuers, applied_by):
-            return present
-        if present.version != expected_version:
-            raise Conflict(f"{label} is at version {present.version}, not {expected_version}")
-    elif expected_version != 0:
-        raise Conflict(f"{label} does not exist")
-    else:
-        ecosystem_id = await connection.fetchval(_INSERT_ECOSYSTEM, label)
-    for issuer in new_issuers:
-        parent_id = await connection.fetchval(
-            _INSERT_ISSUER, ecosystem_id, issuer.name, issuer.parent, issuer.certificate, issuer.sealed_key, event.at
-        )
-        if parent_id is None and issuer.parent is not None:
-            raise Broken(f"issuer {issuer.name} of {label} names the parent {issuer.parent}, which does not exist")
-    version = expected_version + 1
-    columns = [ecosystem_id, version, rows.write_json(document), event.at, applied_by]
-    await connection.fetch(_INSERT_VERSION, *columns, *rows.write_event(event))
-    (record,) = rows.read_ecosystems(await connection.fetch(_FIND_ECOSYSTEMS, label))
-    return record
-
-
 _RESERVE_INTENTS = sql_of("reserve_intents")
 _FIND_HOLDERS = sql_of("find_holders")
 _FIND_ISSUANCES = sql_of("find_issuances")
@@ -430,10 +411,7 @@ _RECORD_REVOCATION = sql_of("record_revocation")
 _FIND_REVOCATIONS = sql_of("find_revocations")
 _FIND_COMPROMISED_KEYS = sql_of("find_compromised_keys")
 _FIND_ECOSYSTEMS = sql_of("find_ecosystems")
-_LOCK_ECOSYSTEM = sql_of("lock_ecosystem")
-_INSERT_ECOSYSTEM = sql_of("insert_ecosystem")
-_INSERT_ISSUER = sql_of("insert_issuer")
-_INSERT_VERSION = sql_of("insert_version")
+_COUNT_CERTIFICATES = sql_of("count_certificates")
 _FIND_NODES = sql_of("find_nodes")
 _RECORD_CODES = sql_of("record_codes")
 _FIND_RECORDED_CODES = sql_of("find_recorded_codes")

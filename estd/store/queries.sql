@@ -272,6 +272,18 @@ WHERE $1::integer IS NULL OR ecosystem.ecosystem_id = $1
 ORDER BY certificate.issued_at DESC, certificate.serial DESC
 LIMIT $3;
 
+-- name: count_certificates
+-- How many good certificates some profiles have, among the newest of their ecosystem: a fleet's are renewed long before the others
+-- would be passed over, and the time this takes is bounded.
+SELECT intent.profile, count(*) AS certificates
+FROM (
+    SELECT issuer_id, serial, not_after FROM certificate WHERE ecosystem_id = $1 ORDER BY issued_at DESC LIMIT $3
+) AS newest
+JOIN intent ON intent.issuer_id = newest.issuer_id AND intent.serial = newest.serial
+LEFT JOIN revocation ON revocation.issuer_id = newest.issuer_id AND revocation.serial = newest.serial
+WHERE intent.profile = ANY($2::text[]) AND newest.not_after >= $4 AND revocation.serial IS NULL
+GROUP BY intent.profile;
+
 -- name: record_revocation
 -- Revokes once, with its audit event, and tells followers.
 WITH revoked AS (
@@ -321,6 +333,34 @@ CROSS JOIN LATERAL (
 LEFT JOIN issuer ON issuer.ecosystem_id = ecosystem.ecosystem_id
 WHERE $1::text IS NULL OR ecosystem.label = $1
 ORDER BY ecosystem.label, issuer.issuer_id;
+
+-- name: lock_labels
+-- Held to the end of the transaction: labels are claimed by one at a time. The number is "labl" in ASCII.
+SELECT pg_advisory_xact_lock(1818321516);
+
+-- name: find_contested_labels
+-- Labels of these ecosystems that lead to another one too, and to which: those of ecosystems, and in the newest versions those of
+-- profiles. An exception to SQL that PostgreSQL-compatible distributed engines run: the path into the document.
+WITH claim AS (
+    SELECT ecosystem.label AS ecosystem, ecosystem.label AS label FROM ecosystem
+    UNION
+    SELECT ecosystem.label, found.label #>> '{}'
+    FROM ecosystem
+    CROSS JOIN LATERAL (
+        SELECT document
+        FROM ecosystem_version
+        WHERE ecosystem_version.ecosystem_id = ecosystem.ecosystem_id
+        ORDER BY version DESC
+        LIMIT 1
+    ) AS newest
+    CROSS JOIN LATERAL jsonb_path_query(newest.document, 'lax $.profile.*.label') AS found (label)
+)
+SELECT mine.label, min(other.ecosystem) AS ecosystem
+FROM claim AS mine
+JOIN claim AS other ON other.label = mine.label AND other.ecosystem <> mine.ecosystem
+WHERE mine.ecosystem = ANY($1::text[])
+GROUP BY mine.label
+ORDER BY mine.label;
 
 -- name: lock_ecosystem
 -- Takes the row that makes versions of one ecosystem follow one another.

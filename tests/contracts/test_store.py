@@ -38,6 +38,7 @@ from estd.store.contract import (
     EcosystemRecord,
     Intent,
     Issuance,
+    NewVersion,
     Outcome,
     Store,
     StoredCertificate,
@@ -84,6 +85,17 @@ async def make_ecosystem(store: Store, label: str = "campus") -> EcosystemRecord
     return await store.record_ecosystem(label, {"n": 1}, [make_new_issuer()], 0, "ada", make_event(ecosystem_id=None))
 
 
+def make_version(label: str, document: dict[str, Any], **fields: Any) -> NewVersion:
+    """A version with an issuer of its own."""
+    made: dict[str, Any] = {
+        "new_issuers": [make_new_issuer()],
+        "expected_version": 0,
+        "applied_by": "ada",
+        "event": make_event(ecosystem_id=None),
+    }
+    return NewVersion(label, document, **made | fields)
+
+
 # --- intents ---------------------------------------------------------------------------------------------------------
 async def test_reserving_keeps_every_field_and_answers_in_order(store: Store) -> None:
     first, second = make_intent(code_id=7), make_intent(serial=b"\x00")
@@ -100,7 +112,6 @@ async def test_nothing_asked_nothing_done(store: Store) -> None:
     assert await store.find_issuances([]) == {}
     await store.record_issued([])
     await store.record_events([])
-    await store.record_devices([])
     assert await store.record_codes([]) == []
     assert await store.find_events(None, 10) == []
 
@@ -531,6 +542,90 @@ async def test_of_many_that_apply_one_wins(make_store: MakeStore) -> None:
         assert record.version == expected_version + 1
         assert len(record.issuers) == expected_version + 1
     assert len(await stores[0].find_nodes()) == 1
+
+
+async def test_several_ecosystems_are_applied_all_or_none(store: Store) -> None:
+    campus = await make_ecosystem(store)
+    new = [make_version("campus", {"n": 2}, expected_version=1), make_version("harbour", {"n": 1})]
+    records = await store.record_versions(new)
+    assert [(one.label, one.version, len(one.issuers)) for one in records] == [("campus", 2, 2), ("harbour", 1, 1)]
+    assert await store.find_ecosystems() == records
+    # Once more changes nothing and answers the same.
+    assert await store.record_versions(new) == records
+    events = await store.find_events(None, 10)
+    assert len(events) == 3
+    for spoilt, fault in (
+        (make_version("campus", {"n": 3}, expected_version=1), Conflict),
+        (make_version("yard", {}, expected_version=4), Conflict),
+        (make_version("harbour", {}, expected_version=1, new_issuers=[make_new_issuer("leaf", "nobody")]), Broken),
+        (make_version("Yard", {}), Broken),
+    ):
+        with pytest.raises(fault):
+            await store.record_versions([make_version("depot", {}), spoilt])
+    assert await store.find_ecosystems() == records
+    assert len(await store.find_nodes()) == 2
+    assert await store.find_events(None, 10) == events
+    assert await store.record_versions([]) == []
+    assert campus.ecosystem_id == records[0].ecosystem_id
+
+
+def claiming(*labels: object) -> dict[str, Any]:
+    return {"profile": {f"p{number}": {"label": label} for number, label in enumerate(labels)}}
+
+
+async def test_a_label_leads_to_one_ecosystem(store: Store) -> None:
+    await store.record_versions([make_version("campus", claiming("gates", "doors", None, 7))])
+    before = await store.find_ecosystems()
+    for label, document in (("gates", {}), ("harbour", claiming("campus")), ("harbour", claiming("x", "doors"))):
+        with pytest.raises(Conflict, match="leads to campus too"):
+            await store.record_versions([make_version(label, document)])
+    with pytest.raises(Conflict, match="leads to"):
+        await store.record_versions([make_version("north", claiming("yard")), make_version("yard", {})])
+    # Documents of another shape claim nothing, and stand in nobody's way.
+    for number, strange in enumerate(({"profile": ["label"]}, {"profile": {"a": None, "b": {"label": ["x"]}}}, {})):
+        await store.record_versions([make_version(f"strange-{number}", strange)])
+    # What the newest version gives up is free; its own labels an ecosystem may keep.
+    await store.record_versions([make_version("campus", claiming("doors"), expected_version=1)])
+    await store.record_versions([make_version("gates", {})])
+    assert len(await store.find_ecosystems()) == len(before) + 4
+
+
+async def test_of_two_that_claim_one_label_at_once_one_gets_it(make_store: MakeStore) -> None:
+    stores = [await make_store() for _ in range(2)]
+
+    async def apply(store: Store, label: str, document: dict[str, Any]) -> bool:
+        try:
+            await store.record_versions([make_version(label, document)])
+        except Conflict:
+            return False
+        return True
+
+    for number in range(6):
+        label = f"gates-{number}"
+        won = await asyncio.gather(
+            apply(stores[0], label, {}),
+            apply(stores[1], f"campus-{number}", claiming(label)),
+            apply(stores[0], f"yard-{number}", claiming(label)),
+        )
+        assert sum(won) == 1
+    assert len(await stores[1].find_ecosystems()) == 6
+
+
+async def test_good_certificates_of_profiles_are_counted(store: Store) -> None:
+    record = await make_ecosystem(store)
+    mine = {"ecosystem_id": record.ecosystem_id, "issuer_id": record.issuers[0].issuer_id}
+    for _ in range(3):
+        await issue(store, **mine, profile="sensor")
+    await issue(store, **mine, profile="sensor", not_after=NOW - timedelta(seconds=1))
+    revoked = await issue(store, **mine, profile="sensor")
+    await store.record_revocation(make_revocation(revoked.issuer_id, revoked.serial), make_event())
+    await issue(store, **mine, profile="pump", issued_at=T0 + timedelta(days=1))
+    await issue(store, **mine, profile="valve")
+    await issue(store, ecosystem_id=record.ecosystem_id + 1, issuer_id=99, profile="sensor")
+    profiles = ["sensor", "pump", "none"]
+    assert await store.count_certificates(record.ecosystem_id, profiles, 100) == {"sensor": 3, "pump": 1}
+    assert await store.count_certificates(record.ecosystem_id, profiles, 1) == {"pump": 1}
+    assert await store.count_certificates(record.ecosystem_id, [], 100) == {}
 
 
 # --- codes, devices, events ------------------------------------------------------------------------------------------
