@@ -51,6 +51,7 @@ class Code(enum.Enum):
     OVERLOADED = "overloaded"
     STORE_UNAVAILABLE = "store-unavailable"
     SIGNER_UNAVAILABLE = "signer-unavailable"
+    ISSUER_NOT_VALID = "issuer-not-valid"
     # our fault
     INTERNAL = "internal-error"
 

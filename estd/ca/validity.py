@@ -86,8 +86,13 @@ def decide_dates(
     """notBefore and notAfter of a certificate made now, inside its issuer's own period.
 
     Raises:
-        Unavailable: the issuer is not valid now, or ends too soon for this profile.
+        Unavailable: ISSUER_NOT_VALID, before or after the issuer's own period, where it ends too soon for this profile, and
+            where the end that the profile sets has passed. Nothing but an operator, or the right time, mends that.
     """
+    if now < issuer_starts:
+        raise _not_valid(f"the issuer is not valid before {issuer_starts:%Y-%m-%d %H:%M} UTC")
+    if now > issuer_ends:
+        raise _not_valid(f"the issuer expired on {issuer_ends:%Y-%m-%d %H:%M} UTC")
     not_before = max(now - backdate, issuer_starts)
     if validity.duration is not None:
         # A length beyond year 9999 means the end of time, not an overflow.
@@ -99,18 +104,20 @@ def decide_dates(
         not_after = issuer_ends
     elif not_after > issuer_ends:
         if align == "refuse":
-            raise Unavailable(
-                Code.SIGNER_UNAVAILABLE, "the issuer ends before a certificate of this profile would", _RETRY_SECONDS
-            )
+            ends = f"{issuer_ends:%Y-%m-%d %H:%M} UTC"
+            raise _not_valid(f"the issuer ends on {ends}, before a certificate of this profile would")
         not_after = issuer_ends
-    if not issuer_starts <= now <= issuer_ends:
-        raise Unavailable(Code.SIGNER_UNAVAILABLE, "the issuer is not valid now", _RETRY_SECONDS)
     if not_after <= now:
-        raise Unavailable(Code.SIGNER_UNAVAILABLE, "the end that the profile sets has passed", _RETRY_SECONDS)
+        raise _not_valid(f"the end that the profile sets, {not_after:%Y-%m-%d %H:%M} UTC, has passed")
     return not_before, not_after
 
 
+def _not_valid(detail: str) -> Unavailable:
+    return Unavailable(Code.ISSUER_NOT_VALID, detail, _RETRY_SECONDS)
+
+
 _SECOND: Final = timedelta(seconds=1)
-_RETRY_SECONDS: Final = 3600
+# Somebody has to replace the issuer first, or to set the clock right.
+_RETRY_SECONDS: Final = 600
 # RFC 5280 §4.1.2.5.1: UTCTime starts here, and no certificate of ours ends before.
 _FIRST_YEAR: Final = 1950

@@ -60,6 +60,7 @@ STATUS: Final[Mapping[Code, int]] = MappingProxyType(
         Code.OVERLOADED: 503,
         Code.STORE_UNAVAILABLE: 503,
         Code.SIGNER_UNAVAILABLE: 503,
+        Code.ISSUER_NOT_VALID: 503,
         Code.INTERNAL: 500,
     }
 )

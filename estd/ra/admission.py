@@ -292,7 +292,7 @@ def _doubt_clock(place: Place, now: datetime) -> None:
     """
     named = [issuer for issuer in place.ecosystem.issuers if issuer.record.name == place.profile.issuer]
     if named and not named[-1].certificate.not_valid_before_utc <= now <= named[-1].certificate.not_valid_after_utc:
-        raise Unavailable(Code.SIGNER_UNAVAILABLE, "the issuer is not valid now", _CLOCK_RETRY_SECONDS)
+        raise Unavailable(Code.ISSUER_NOT_VALID, "the issuer is not valid now", _CLOCK_RETRY_SECONDS)
 
 
 def _revoked() -> Refused:

@@ -82,14 +82,15 @@ class Enrollment:
             Refused: the profile does not allow what is asked; nothing was recorded but the refusal.
             Unavailable: not now; nothing is lost, and the same request may be sent again.
         """
-        give_up_at = self._loop.time() + _DEADLINE_SECONDS
+        give_up_at, why = self._loop.time() + _DEADLINE_SECONDS, ""
         for pause in (*_PAUSES, None):
             try:
                 return await self._join_group(order, give_up_at)
-            except StartOver:
+            except StartOver as again:
+                why = f" ({again.why})" if again.why else why
                 if pause is not None:
                     await asyncio.sleep(pause)
-        raise Unavailable(Code.SIGNER_UNAVAILABLE, "no signer could finish this request; send it again")
+        raise Unavailable(Code.SIGNER_UNAVAILABLE, f"no signer could finish this request{why}; send it again")
 
     async def drain(self) -> None:
         """Wait until everything under way has an answer."""
@@ -213,7 +214,7 @@ class Enrollment:
             if isinstance(result, RefusedItem):
                 reason = read_refusal(result)
                 # "Not now" before anything was reserved: the signer may simply not have heard of this version yet.
-                _refuse(waiting, StartOver() if reason.code is Code.SIGNER_UNAVAILABLE else reason)
+                _refuse(waiting, StartOver(reason.detail) if reason.code is Code.SIGNER_UNAVAILABLE else reason)
             else:
                 prepared.append((waiting, result))
         return journal, prepared

@@ -40,7 +40,11 @@ _SETTLED_AT_ONCE: Final = 16
 
 
 class StartOver(Exception):
-    """The request holds nothing and may be prepared again."""
+    """The request holds nothing and may be prepared again; `why` is what a signer said, if one did."""
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class Settlement:

@@ -21,6 +21,7 @@ from estd.ca.authority import read_authority
 from estd.ca.blocklist import PUBLISHED
 from estd.ca.ecosystem import Ecosystem, load_document
 from estd.ca.issuer import RANDOM_BYTES, Approved, Issuer
+from estd.ca.profile import Profile
 from estd.errors import Broken, Code, Invalid, Problem, Refused, Unavailable
 from estd.keys.contract import SigningKey
 from estd.keys.software import unseal
@@ -43,6 +44,8 @@ class IssuanceEngine:
         self._keys: dict[int, SigningKey] = {}
         self._read: dict[bytes, VerifiedRequest | Refused] = {}
         """Requests that `read_all` has read and `prepare` has not asked for."""
+        self._told: set[tuple[int, str, str]] = set()
+        """Issuer, profile and why it signs nothing, where the log says so already."""
         self._randomness = b""
         """For the serials of the requests that come next; what is taken is taken once."""
 
@@ -117,9 +120,13 @@ class IssuanceEngine:
         verified = self._read.pop(item.csr, None) or verify_request(read_request_again(item.csr))
         if isinstance(verified, Refused):
             raise verified
-        return issuer.prepare(
-            item.profile, verified, item.subject, item.san, now, self._draw(), self._blocked.__contains__
-        )
+        try:
+            return issuer.prepare(
+                item.profile, verified, item.subject, item.san, now, self._draw(), self._blocked.__contains__
+            )
+        except Unavailable as reason:
+            self._tell(version.ecosystem.label, profile, issuer.issuer_id, reason)
+            raise
 
     def seal(self, approved: Sequence[Approved]) -> list[bytes | Refused | Unavailable]:
         """Sign each, in order, with one call to each issuer's key."""
@@ -157,6 +164,13 @@ class IssuanceEngine:
         raise refusal or Unavailable(Code.SIGNER_UNAVAILABLE, "the issuer is not loaded")
 
     # --- private -----------------------------------------------------------------------------------------------------
+
+    def _tell(self, label: str, profile: Profile, issuer_id: int, reason: Unavailable) -> None:
+        """Say once that an issuer signs nothing under a profile: no request mends that."""
+        if (issuer_id, profile.name, reason.detail) not in self._told:
+            self._told.add((issuer_id, profile.name, reason.detail))
+            facts = {"ecosystem": label, "issuer": profile.issuer, "profile": profile.name, "why": reason.detail}
+            _log.error("nothing can be issued under a profile", extra=facts)
 
     def _draw(self) -> bytes:
         """Randomness for one serial; a group's is asked of the system at once."""

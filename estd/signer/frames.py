@@ -15,7 +15,7 @@ Must not import anything but the error vocabulary: both ends share this module.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
 
@@ -355,7 +355,7 @@ def write_refusal(reason: Refused | Unavailable) -> RefusedItem:
 def read_refusal(item: RefusedItem) -> Refused | Unavailable:
     """A refusal as it is raised: "not now" for the codes that say so, "no" for all others."""
     if item.code in _NOT_NOW:
-        return Unavailable(item.code, item.detail, 1)
+        return Unavailable(item.code, item.detail, _NOT_NOW[item.code])
     return Refused(item.code, item.detail, item.clause)
 
 
@@ -366,7 +366,14 @@ def refuse_all(items: Iterable[object], reason: Refused | Unavailable) -> tuple[
 
 
 _PREFIX_BYTES: Final = 4
-_NOT_NOW: Final = frozenset({Code.SIGNER_UNAVAILABLE, Code.STORE_UNAVAILABLE, Code.OVERLOADED, Code.RATE_LIMITED})
+_NOT_NOW: Final[Mapping[Code, int]] = {
+    Code.SIGNER_UNAVAILABLE: 1,
+    Code.ISSUER_NOT_VALID: 600,
+    Code.STORE_UNAVAILABLE: 1,
+    Code.OVERLOADED: 1,
+    Code.RATE_LIMITED: 1,
+}
+"""When to ask again, in seconds: the time itself does not travel."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)

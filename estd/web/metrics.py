@@ -55,7 +55,13 @@ PARTS: Final = ("database", "signers", "workers", "server")
 
 # A counter that appears with its first event has no increase, and nobody would be told of the first fault.
 for _operation in ("cacerts", "csrattrs", "simpleenroll", "simplereenroll", "batch", "unknown"):
-    for _outcome in (Code.INTERNAL, Code.STORE_UNAVAILABLE, Code.SIGNER_UNAVAILABLE, Code.OVERLOADED):
+    for _outcome in (
+        Code.INTERNAL,
+        Code.STORE_UNAVAILABLE,
+        Code.SIGNER_UNAVAILABLE,
+        Code.ISSUER_NOT_VALID,
+        Code.OVERLOADED,
+    ):
         REQUESTS.labels(_operation, _outcome.value)
 TLS.labels(Event.EVICTED_INTERNAL.value)
 

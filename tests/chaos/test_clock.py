@@ -18,4 +18,4 @@ def test_a_clock_that_is_wrong_and_comes_right(tmp_path: Path, capsys: pytest.Ca
     status = clock.main(["--step=+1h", "--step=-2h", "--step=+10y", "--step=-10y", "--json", str(report)])
     told = json.loads(report.read_text(encoding="utf-8"))
     assert status == 0, capsys.readouterr().out
-    assert told["figures"]["refusals"]["503 signer-unavailable"] > 0
+    assert told["figures"]["refusals"]["503 issuer-not-valid"] > 0

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from estd.ca.document import INFINITE
-from estd.ca.validity import Validity, decide_dates, outlasts, read_validity, write_validity
-from estd.errors import Unavailable
+from estd.ca.validity import ALIGNMENTS, Validity, decide_dates, outlasts, read_validity, write_validity
+from estd.errors import Code, Unavailable
 
 HOUR = timedelta(hours=1)
 STARTS = datetime(2030, 1, 1, tzinfo=UTC)
@@ -74,19 +74,30 @@ def test_a_certificate_stays_inside_its_issuers_life() -> None:
     assert decide_dates(valid("1y"), HOUR, "clamp", STARTS, STARTS, ENDS)[0] == STARTS
     assert decide_dates(valid("20y"), HOUR, "clamp", NOW, STARTS, ENDS)[1] == ENDS
     assert decide_dates(valid("1d"), HOUR, "issuer", NOW, STARTS, ENDS)[1] == ENDS
-    with pytest.raises(Unavailable, match="ends before"):
+    with pytest.raises(Unavailable, match="the issuer ends on 2040-01-01 00:00 UTC, before a certificate") as caught:
         decide_dates(valid("20y"), HOUR, "refuse", NOW, STARTS, ENDS)
+    assert caught.value.code is Code.ISSUER_NOT_VALID
 
 
-@pytest.mark.parametrize("now", [STARTS - timedelta(seconds=1), ENDS + timedelta(seconds=1)])
-def test_an_issuer_out_of_its_time_issues_nothing(now: datetime) -> None:
-    with pytest.raises(Unavailable):
-        decide_dates(valid("1d"), timedelta(), "clamp", now, STARTS, ENDS)
+@pytest.mark.parametrize("align", ALIGNMENTS)
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (STARTS - timedelta(seconds=1), "the issuer is not valid before 2030-01-01 00:00 UTC"),
+        (ENDS + timedelta(seconds=1), "the issuer expired on 2040-01-01 00:00 UTC"),
+    ],
+)
+def test_an_issuer_out_of_its_time_issues_nothing(now: datetime, why: str, align: str) -> None:
+    with pytest.raises(Unavailable, match=why) as caught:
+        decide_dates(valid("1d"), timedelta(), align, now, STARTS, ENDS)
+    # No request mends that: who asked is not to come back in a second.
+    assert (caught.value.code, caught.value.retry_after_seconds) == (Code.ISSUER_NOT_VALID, 600)
 
 
 def test_a_fixed_end_that_has_passed_is_not_issued() -> None:
-    with pytest.raises(Unavailable, match="has passed"):
+    with pytest.raises(Unavailable, match="the end that the profile sets, 2031-01-01 00:00 UTC, has passed") as caught:
         decide_dates(valid("until 2031-01-01"), HOUR, "clamp", NOW, STARTS, ENDS)
+    assert caught.value.code is Code.ISSUER_NOT_VALID
 
 
 def test_the_end_of_time_does_not_overflow() -> None:

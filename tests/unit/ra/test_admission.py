@@ -277,7 +277,7 @@ async def test_a_clock_at_which_nothing_could_be_issued_refuses_nobody_for_good(
     for peer, authorization in asked:
         with pytest.raises(Unavailable) as caught:
             await setting.admit(peer, authorization=authorization, now=NOW + wrong_by)
-        assert caught.value.code is Code.SIGNER_UNAVAILABLE
+        assert caught.value.code is Code.ISSUER_NOT_VALID
 
 
 async def test_a_clock_that_is_set_back_ends_a_pause(setting: Setting) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from database_proxy import DatabaseProxy
 from factory import NOW, make_csr, make_name
-from one_road import Road, closings, open_road, record_ecosystem
+from one_road import EVENT, Road, closings, open_road, record_ecosystem
 from postgres_fixture import Database
 
+from estd.ca.ecosystem import load_document, write_document
+from estd.ca.validity import Validity
 from estd.errors import Code, Refused, Unavailable
 from estd.signer.client import SignerPool
 from estd.signer.frames import PreparedItem, PrepareItem, RefusedItem, SealItem
@@ -179,6 +182,32 @@ async def test_without_a_signer_nothing_is_reserved(road: Road) -> None:
     assert await road.store.find_open_intents(road.now + timedelta(days=1), 10) == []
     await road.signer.start()
     assert await road.enrollment.enroll(road.order())
+
+
+async def test_an_issuer_that_has_ended_is_said_to_have_ended(road: Road) -> None:
+    """At once: starting over mends nothing, and what the operator has to do stands in the answer and so in the trail."""
+    rules = load_document(road.record.document)
+    over = {
+        name: replace(profile, validity=Validity(None, road.now - timedelta(days=1)))
+        for name, profile in rules.profiles.items()
+    }
+    document = write_document(replace(rules, profiles=over))
+    record = await road.store.record_ecosystem("campus", document, [], road.record.version, "test", EVENT)
+    await road.signer.load(record)
+    with pytest.raises(Unavailable, match="the end that the profile sets") as caught:
+        await road.enrollment.enroll(road.order(ecosystem_version=record.version))
+    assert caught.value.code is Code.ISSUER_NOT_VALID
+    assert caught.value.retry_after_seconds == 600
+    assert len(road.groups) == 1
+
+
+async def test_what_signers_said_last_is_told(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estd.ra.enrollment._PAUSES", (0.0,))
+    with pytest.raises(Unavailable) as caught:
+        await road.enrollment.enroll(road.order(ecosystem_version=99))
+    assert caught.value.code is Code.SIGNER_UNAVAILABLE
+    told = "no signer could finish this request (this version of the ecosystem is not loaded here); send it again"
+    assert caught.value.detail == told
 
 
 async def test_nobody_waits_longer_than_the_deadline(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,24 @@ def test_only_loaded_versions_are_served(plant: Plant, engine: IssuanceEngine):
     assert all(isinstance(certificate, bytes) for certificate in engine.seal([old, new]))
 
 
+def test_an_issuer_that_has_ended_is_told_of_once(
+    plant: Plant, engine: IssuanceEngine, caplog: pytest.LogCaptureFixture
+):
+    late = read_authority(plant.issuers[1].certificate).ends + timedelta(days=1)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="the issuer expired on") as caught:
+            engine.prepare(request(), late)
+        assert caught.value.code is Code.ISSUER_NOT_VALID
+    (told,) = caplog.records
+    assert told.message == "nothing can be issued under a profile"
+    facts = told.__dict__
+    assert (facts["ecosystem"], facts["issuer"], facts["profile"]) == ("plant", "devices", "device")
+    assert facts["why"] == caught.value.detail
+    with pytest.raises(Unavailable, match="the issuer is not valid before"):
+        engine.prepare(request(), NOW - timedelta(days=1))
+    assert len(caplog.records) == 2
+
+
 def test_older_or_known_versions_change_nothing(plant: Plant, engine: IssuanceEngine):
     engine.load(plant.load(3), 0.0)
     engine.load(plant.load(2), 0.0)

@@ -246,6 +246,9 @@ def test_refusals_travel():
     later = read_refusal(write_refusal(Unavailable(Code.SIGNER_UNAVAILABLE, "later")))
     assert isinstance(later, Unavailable)
     assert later.code is Code.SIGNER_UNAVAILABLE
+    ended = read_refusal(write_refusal(Unavailable(Code.ISSUER_NOT_VALID, "the issuer expired", 600)))
+    assert isinstance(ended, Unavailable)
+    assert (ended.code, ended.detail, ended.retry_after_seconds) == (Code.ISSUER_NOT_VALID, "the issuer expired", 600)
     assert refuse_all([1, 2], Refused(Code.LINT, "no")) == (RefusedItem(Code.LINT, "no"),) * 2
 
 
