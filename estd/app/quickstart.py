@@ -31,10 +31,9 @@ from estd.app.playground import (
     write_run_file,
 )
 from estd.app.running import serve
+from estd.app.submitted import read_ecosystem
 from estd.app.supervisor import Supervisor
-from estd.ca.ecosystem import Ecosystem, read_document
-from estd.config import Config, is_open, read_config, read_key_encryption_key
-from estd.keys.software import is_private_key
+from estd.config import Config, read_config, read_key_encryption_key
 from estd.names import normalise_device
 from estd.ra.admission import hash_secret
 from estd.ra.codes import make_code
@@ -129,28 +128,6 @@ async def prepare(place: Playground, config: Config, store: Store, tell: Callabl
     records = {record.label: record for record in await store.find_ecosystems()}
     unused = [await _keep_codes(place, store, records[label]) for label in LABELS]
     return unused[0]
-
-
-def read_ecosystem(path: Path, warn: Callable[[str], None] | None = None) -> Ecosystem:
-    """An ecosystem document; files it names are relative to it.
-
-    Args:
-        path: the document.
-        warn: told of private keys that others can read. They are imported all the same: the file is the operator's, and
-            where it is mounted its mode may not be theirs to choose.
-
-    Raises:
-        Invalid: with every problem it has.
-    """
-
-    def read(name: str) -> bytes:
-        file = path.parent / name
-        content = file.read_bytes()
-        if warn is not None and is_open(file) and is_private_key(content):
-            warn(f"{file} is a private key, and others can read it: chmod 600 {file}")
-        return content
-
-    return read_document(path.read_text(encoding="utf-8"), path.name, read)
 
 
 def publish_trust(place: Playground) -> None:

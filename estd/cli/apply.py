@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from estd.app.access import find_user, open_store
-from estd.app.apply import Applied, apply_document, replace_own_issuer
+from estd.app.apply import Applied, apply_documents, replace_own_issuer
 from estd.app.identity import ensure_ecosystem
-from estd.app.quickstart import read_ecosystem
-from estd.ca.ecosystem import Ecosystem
+from estd.app.submitted import read_submitted
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, json_option, server_options
 from estd.cli.output import note, write_json, write_line
 from estd.config import Config, read_key_encryption_key
-from estd.errors import Invalid, Problem
+from estd.errors import Invalid, Unavailable
+from estd.store.contract import Store
 
 _HELP = """\
 Put the rules of an ecosystem into force. FILE is a TOML document; the first time it makes the ecosystem with its CA.
@@ -25,8 +26,8 @@ Put the rules of an ecosystem into force. FILE is a TOML document; the first tim
   estd apply plant.toml --config estd.toml
   estd apply ecosystems/*.toml --dir lab
 
-Nothing is applied unless every file is right; all that is wrong is reported at once. Certificates that were issued stay
-as they are. A running server follows within a second.
+Nothing is applied unless every file is right; all that is wrong is reported at once. All files are applied together or
+none. Certificates that were issued stay as they are. A running server follows within a second.
 """
 
 
@@ -42,16 +43,24 @@ as they are. A running server follows within a second.
 @json_option
 def apply(files: tuple[Path, ...], dry_run: bool, new_key: bool, config: Config, as_json: bool) -> None:
     """See `_HELP`."""
-    applied = run_async(_apply(config, _read_all(files), dry_run, new_key))
+    applied = run_async(_apply(config, files, dry_run, new_key))
     if as_json:
         write_json(
             [
-                {"ecosystem": one.label, "version": one.version, "changed": one.changed, "changes": one.changes}
+                {
+                    "ecosystem": one.label,
+                    "version": one.version,
+                    "changed": one.changed,
+                    "changes": one.changes,
+                    "warnings": one.warnings,
+                }
                 for one in applied
             ]
         )
         return
     for one in applied:
+        for warning in one.warnings:
+            note(f"warning: {one.label}: {warning}")
         if not one.changed:
             write_line(f"{one.label}: no change, version {one.version} stays in force")
             continue
@@ -63,36 +72,35 @@ def apply(files: tuple[Path, ...], dry_run: bool, new_key: bool, config: Config,
         write_line("Nothing was changed: leave out --dry-run to apply.", style="dim")
 
 
-def _read_all(files: tuple[Path, ...]) -> list[Ecosystem]:
-    problems: list[Problem] = []
-    documents: list[Ecosystem] = []
-    for file in files:
-        try:
-            documents.append(read_ecosystem(file, note))
-        except Invalid as invalid:
-            problems += invalid.problems
-        except OSError as error:
-            problems.append(Problem(str(file), f"cannot be read ({error.strerror})", "Name a readable file."))
-        except UnicodeDecodeError:
-            problems.append(Problem(str(file), "is not text", "Write it in UTF-8."))
-    labels = [document.label for document in documents]
-    for label in sorted({label for label in labels if labels.count(label) > 1}):
-        problems.append(Problem(f"ecosystem {label!r}", "is in two of these files", "Apply one of them."))
-    if problems:
-        raise Invalid(problems)
-    return documents
+async def _apply(config: Config, files: Sequence[Path], dry_run: bool, new_key: bool) -> list[Applied]:
+    documents = read_submitted(files, note)
+    problems = [problem for document in documents for problem in document.problems]
+    if problems and config.database_url is None and not (config.data_directory / "postgres").exists():
+        raise Invalid(problems)  # there is nothing to hold them against, and no reason to make it now
+    try:
+        kek = read_key_encryption_key(config)
+    except Invalid as invalid:
+        raise Invalid([*problems, *invalid.problems]) from None
+    try:
+        async with open_store(config) as store:
+            user = find_user()
+            applied = await apply_documents(store, kek, documents, user, dry_run=dry_run, new_key=new_key)
+            if not dry_run:
+                await _complete(store, kek, user, new_key)
+            return applied
+    except Unavailable:
+        if problems:
+            raise Invalid(problems) from None
+        raise
 
 
-async def _apply(config: Config, documents: list[Ecosystem], dry_run: bool, new_key: bool) -> list[Applied]:
-    kek = read_key_encryption_key(config)
-    async with open_store(config) as store:
-        # All are tried before the first is applied: rules that do not fit what exists must not leave half of it done.
-        user = find_user()
-        tried = [await apply_document(store, kek, one, user, dry_run=True, new_key=new_key) for one in documents]
-        if dry_run:
-            return tried
+async def _complete(store: Store, kek: bytes, user: str, new_key: bool) -> None:
+    """What the server needs besides, and comes with the first rules or another key."""
+    try:
         # A server whose signers run on their own has no key to make it with at its first start.
         await ensure_ecosystem(store, kek)
         if new_key:
             await replace_own_issuer(store, kek, user)
-        return [await apply_document(store, kek, one, user, new_key=new_key) for one in documents]
+    except Unavailable as reason:
+        detail = f"All files are applied, but not the server's own ecosystem; apply them again. {reason.detail}"
+        raise Unavailable(reason.code, detail, reason.retry_after_seconds) from None

@@ -36,7 +36,7 @@ from line import EST, Answer, Line, basic
 from patience import wait_for_file, wait_until
 
 import estd
-from estd.app.quickstart import read_ecosystem
+from estd.app.submitted import read_ecosystem
 from estd.errors import Invalid
 from estd.store.private import PrivatePostgres
 

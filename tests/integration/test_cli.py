@@ -240,6 +240,12 @@ def test_an_ecosystem_of_ones_own_beside_a_running_server(live: Live, tmp_path: 
     assert ask("inventory", "show", "PUMP-17", "--ecosystem", "plant", *here)[0]["san"] == ["dns:pump-17.plant.example"]
     kinds = {event["kind"] for event in ask("audit", "list", "--ecosystem", "plant", *here)}
     assert {"ecosystem.apply", "code.create", "inventory.import", "est.simpleenroll"} <= kinds
+    # Were the profile renamed, that certificate could not be renewed any more.
+    (tmp_path / "plant.toml").write_text(PLANT.replace("[profile.pump]", "[profile.device]"))
+    done = estd("apply", tmp_path / "plant.toml", "--dry-run", *here)
+    assert "warning: plant: profile 'pump' is gone, and 1 certificate of it is in use" in done.stderr
+    [tried] = ask("apply", tmp_path / "plant.toml", "--dry-run", *here)
+    assert len(tried["warnings"]) == 1
 
 
 def test_no_code_is_made_for_a_name_that_cannot_be_certified(live: Live, tmp_path: Path) -> None:
@@ -647,3 +653,43 @@ def test_another_key_encryption_key_has_to_be_meant(tmp_path: Path) -> None:
     assert ask("apply", plant, "--config", settings["second"], "--new-key")[0]["version"] == 2
     assert refusal("apply", plant, "--config", settings["first"])[0] == 2
     assert ask("apply", plant, "--config", settings["second"])[0]["changed"] is False
+
+
+def write_site(directory: Path) -> tuple[object, ...]:
+    """Settings and a key-encryption key; the options that name them."""
+    (directory / "kek").touch(mode=0o600)
+    (directory / "kek").write_text("1" * 64)
+    (directory / "estd.toml").write_text('data_directory = "data"\nkeys.file = "kek"\n')
+    return "--config", directory / "estd.toml"
+
+
+def test_files_that_are_applied_together_are_applied_all_or_none(tmp_path: Path) -> None:
+    site = write_site(tmp_path)
+    good, other, wrong = (tmp_path / f"{name}.toml" for name in ("z20", "z13", "z7"))
+    good.write_text(PLANT.replace('"plant"', '"z20"'))
+    past = 'name = "root"\nvalidity = "until 2026-01-01"'
+    other.write_text(PLANT.replace('"plant"', '"z13"').replace('name = "root"', past))
+    for options in (("--dry-run",), ()):
+        status, error = refusal("apply", good, other, *site, *options)
+        assert (status, [one["where"] for one in error["problems"]]) == (2, ["z13.toml: issuer[root].validity"])
+        assert ask("ecosystem", "list", *site) == []
+    # What is taken and what is wrong in itself come together, each with its file.
+    assert ask("apply", good, *site)[0]["version"] == 1
+    other.write_text(PLANT.replace('"plant"', '"z13"').replace('issuer = "root"', 'issuer = "root"\nlabel = "z20"'))
+    wrong.write_text(PLANT.replace('"plant"', '"z7"').replace('issuer = "root"', 'issuer = "rot"\nlabel = "z13"'))
+    status, error = refusal("apply", other, wrong, *site)
+    assert status == 2
+    assert [(one["where"], one["what"].partition(" of ")[0]) for one in error["problems"]] == [
+        ("z7.toml: profile.pump.issuer", "'rot' is not an issuer"),
+        ("z13.toml: ecosystem.label", "'z13' leads to the ecosystem 'z7'"),
+        ("z13.toml: profile.pump.label", "'z20' leads to the ecosystem 'z20'"),
+        ("z7.toml: profile.pump.label", "'z13' leads to the ecosystem 'z13'"),
+    ]
+    assert [one["label"] for one in ask("ecosystem", "list", *site)] == ["z20"]
+
+
+def test_a_faulty_file_makes_no_database(tmp_path: Path) -> None:
+    site = write_site(tmp_path)
+    (tmp_path / "plant.toml").write_text("[ecosystem")
+    assert refusal("apply", tmp_path / "plant.toml", *site)[0] == 2
+    assert not (tmp_path / "data" / "postgres").exists()

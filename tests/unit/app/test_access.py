@@ -11,7 +11,7 @@ from estd.app.access import find_user, find_visible, get_ecosystem, make_data_di
 from estd.app.apply import apply_document
 from estd.app.identity import ensure_ecosystem
 from estd.app.playground import LABELS, lay_out
-from estd.app.quickstart import read_ecosystem
+from estd.app.submitted import read_ecosystem
 from estd.config import Config
 from estd.errors import Invalid, Unavailable
 from estd.ra.directory import INTERNAL_LABEL

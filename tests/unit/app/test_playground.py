@@ -15,7 +15,7 @@ from estd.app.playground import (
     write_codes,
     write_run_file,
 )
-from estd.app.quickstart import read_ecosystem
+from estd.app.submitted import read_ecosystem
 from estd.config import default_key_path, read_config, read_key_encryption_key
 from estd.errors import Invalid
 
