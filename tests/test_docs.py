@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from estd import config
-from estd.app import own_certificate, troubles
+from estd.app import expiry, own_certificate, troubles
 from estd.cli import estd as command_line
 from estd.errors import Code
 from estd.est import messages
@@ -32,7 +32,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    modules = (metrics, troubles, own_certificate)
+    modules = (metrics, troubles, own_certificate, expiry)
     found = [one for module in modules for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
     names = {one._name + ("_total" if one._type == "counter" else "") for one in found}
     assert names

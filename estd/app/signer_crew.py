@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from estd.app import troubles
+from estd.app import expiry, troubles
 from estd.app.apply import check_key
 from estd.app.children import Adopted, Child, require_ready
 from estd.app.handover import Heir, write_heirs
@@ -143,6 +143,7 @@ class SignerCrew:
         await asyncio.gather(*(signer.stop() for signer in self._signers))
         for signer in self._signers:
             troubles.note(signer.name, {})
+        expiry.note([])
 
     def notice(self) -> None:
         """The ecosystems may have changed: have `follow` read them again."""
@@ -159,6 +160,7 @@ class SignerCrew:
                 behind = {signer.name for signer in self._signers}
             try:
                 self._ecosystems = await self._store.find_ecosystems()
+                expiry.note(self._ecosystems)
                 for signer in self._signers:
                     if signer.name in behind and await self._catch_up(signer):
                         behind.discard(signer.name)
@@ -238,6 +240,7 @@ class SignerCrew:
         """
         try:
             self._ecosystems = await self._store.find_ecosystems()
+            expiry.note(self._ecosystems)
         except Unavailable:
             if not self._ecosystems:
                 raise

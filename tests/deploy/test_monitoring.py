@@ -15,7 +15,7 @@ import pytest
 from live_server import NORTH, Live, attempt, run
 from prometheus_client.metrics import MetricWrapperBase
 
-from estd.app import own_certificate, troubles
+from estd.app import expiry, own_certificate, troubles
 from estd.app.ops import OpsServer
 from estd.errors import Code
 from estd.ra.limits import Limit
@@ -29,7 +29,7 @@ DASHBOARD = DEPLOY / "grafana" / "estd.json"
 COUNTED = {one._name: one for one in vars(metrics).values() if isinstance(one, MetricWrapperBase)}
 DEFINED = COUNTED | {
     one._name: one
-    for module in (troubles, own_certificate)
+    for module in (troubles, own_certificate, expiry)
     for one in vars(module).values()
     if isinstance(one, MetricWrapperBase)
 }

@@ -4,7 +4,8 @@ from typing import Any
 
 from estd.app.makers import Maker
 from estd.app.playground import CODES_EACH, LABELS, Playground, lay_out, read_codes, write_codes
-from estd.app.quickstart import prepare, read_ecosystem
+from estd.app.quickstart import prepare
+from estd.app.submitted import read_ecosystem
 from estd.config import read_config
 from estd.ra.admission import hash_secret
 from estd.store.contract import Store
