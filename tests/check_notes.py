@@ -49,7 +49,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/cli/ecosystem.py": (_CLI, "a command, called there"),
     "estd/cli/enroll.py": (_CLI, "a command, called there"),
     "estd/cli/inventory.py": (_CLI, "a command, called there"),
-    "estd/cli/issuer.py": (_CLI, "a command, called there"),
     "estd/cli/loop.py": (_CLI, "ends the commands that are interrupted there"),
     "estd/cli/options.py": ("unit/cli/test_command_line.py", "options that commands share, given in every way"),
     "estd/cli/profile.py": (_CLI, "a command, called there"),

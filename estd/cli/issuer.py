@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -64,6 +64,12 @@ class _Issuer:
     def ends(self) -> datetime:
         return self.certificate.not_valid_after_utc
 
+    @property
+    def validity(self) -> str:
+        """By the clock of this machine."""
+        now = datetime.now(UTC)
+        return "expired" if now > self.ends else "not yet valid" if now < self.starts else "valid"
+
     def as_json(self) -> dict[str, object]:
         return {
             "ecosystem": self.label,
@@ -75,6 +81,7 @@ class _Issuer:
             "key_type": self.key_type,
             "not_before": self.starts,
             "not_after": self.ends,
+            "validity": self.validity,
             "sha256": fingerprint(self.record.certificate),
             "has_key": self.record.sealed_key is not None,
         }
@@ -169,6 +176,8 @@ def export(label: str, name: str | None, roots: bool, out: Path | None, config: 
 def _state(one: _Issuer) -> str:
     if not one.active:
         return "replaced"
+    if one.validity != "valid":
+        return one.validity
     return "signs" if one.record.sealed_key is not None else "certificate only"
 
 
