@@ -30,9 +30,8 @@ ssl_key_file = '/etc/ssl/private/ssl-cert-snakeoil.key'
 
 def find_programs() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    if not found or int(found[-1].parts[-3]) < 15:
-        pytest.skip("no PostgreSQL of 15 or newer is installed besides the wheel's")
-    return found[-1].parent
+    newest = str(found[-1]) if found and int(found[-1].parts[-3]) >= 15 else "/usr/lib/postgresql/15/bin/postgres"
+    return Path(judge(newest)).parent
 
 
 def read_steps() -> list[str]:
