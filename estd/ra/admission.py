@@ -151,9 +151,15 @@ class Admission:
                 path = write_own_path(leaf, issuer)
                 peer.memo[path] = _write_credential(path, stored)
                 return path
+        looked_for = ("path", ecosystem.ecosystem_id, ecosystem.version)
+        known: Refused | None = peer.memo.get(looked_for)
+        if known is not None:
+            raise Refused(known.code, known.detail, known.clause)
         try:
             path = validate_path(ecosystem, leaf, peer, now)
-        except Refused:
+        except Refused as refused:
+            # A path is missing for the whole connection: looking for it costs more than most requests, and a stranger nothing.
+            peer.memo[looked_for] = refused
             if ours:
                 raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate") from None
             raise

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
@@ -147,8 +148,8 @@ def check_window(path: Path, now: datetime) -> None:
 
 _CLIENTS: Final = "the client certificate"
 _ABOVE: Final = "a CA certificate above the client certificate"
-_TIMES_AT_MOST: Final = 8
-"""How often a path is looked for: more certificates than a path may hold need not be counted with."""
+_SIGNATURES_AT_MOST: Final = 12
+"""How many signatures are verified in search of a path; one of a maker has two or three."""
 
 
 def _find_chain(
@@ -167,8 +168,8 @@ def _find_chain(
     try:
         chain = _verify(ecosystem.policy, leaf, rest, judged)
         if chain is None:
-            for other in _choose_times(leaf, [*rest, *ecosystem.anchor_names], judged):
-                chain = chain or _verify(ecosystem.policy, leaf, rest, other)
+            other = _find_time(leaf, rest, ecosystem.anchor_names, judged)
+            chain = None if other is None else _verify(ecosystem.policy, leaf, rest, other)
     except Unreadable:
         chain = None
     if chain is None:
@@ -187,32 +188,46 @@ def _verify(
         return None
 
 
-def _choose_times(leaf: Leaf, others: Iterable[x509.Certificate], judged: datetime) -> list[datetime]:
-    """The times besides `judged` at which a path through some of the others might be valid; the latest come first.
+def _find_time(
+    leaf: Leaf, rest: list[x509.Certificate], anchors: Iterable[x509.Certificate], judged: datetime
+) -> datetime | None:
+    """The time nearest to now at which a path to an anchor was or will be valid; None where time is not what is missing.
 
-    A path that is valid at any time is valid when the last of its certificates begins to be. None are given where the
-    time cannot be why there was no path: a stranger's certificate is looked at once.
+    Paths are followed by their signatures, because names and dates cost a stranger nothing: whoever has none from a maker
+    is looked at once more and not again.
     """
-    above = _find_above(leaf, others)
-    windows = [_read_window(certificate) for certificate in above]
-    if all(starts <= judged <= ends for starts, ends in windows):
-        return []
-    times = {leaf.starts, *(starts for starts, _ in windows if leaf.starts <= starts <= leaf.ends)} - {judged}
-    return sorted(times, key=lambda time: (time > judged, -time.timestamp()))[:_TIMES_AT_MOST]
-
-
-def _find_above(leaf: Leaf, others: Iterable[x509.Certificate]) -> list[x509.Certificate]:
-    """Those of the others that by their names may stand above the leaf."""
+    known = set(anchors)
     named: dict[bytes, list[x509.Certificate]] = {}
-    for other in others:
-        named.setdefault(_read_names(other)[0], []).append(other)
-    above: list[x509.Certificate] = []
-    wanted = [leaf.issuer]
-    while wanted:
-        found = named.pop(wanted.pop(), [])
-        above += found
-        wanted += [_read_names(certificate)[1] for certificate in found]
-    return above
+    for one in (*rest, *known):
+        named.setdefault(_read_names(one)[0], []).append(one)
+    ways = [(leaf.certificate, leaf.issuer, leaf.starts, leaf.ends)]
+    verified = 0
+    while ways:
+        below, issuer, starts, ends = ways.pop()
+        for above in named.get(issuer, ()):
+            since, until = _read_window(above)
+            first, last = max(starts, since), min(ends, until)
+            if first > last or above is below:
+                continue
+            if verified == _SIGNATURES_AT_MOST:
+                return None
+            verified += 1
+            if not _is_signed(below, above):
+                continue
+            if above not in known:
+                ways.append((above, _read_names(above)[1], first, last))
+            elif not first <= judged <= last:
+                return min(max(judged, first), last)
+    return None
+
+
+def _is_signed(below: x509.Certificate, above: x509.Certificate) -> bool:
+    try:
+        with reading():
+            below.verify_directly_issued_by(above)
+    except (Unreadable, InvalidSignature):
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

@@ -30,6 +30,7 @@ from odd_certificates import ODD_CERTIFICATES, UNFIT_NAMES, make_odd
 
 from estd.audit import Event
 from estd.errors import Code, Refused, Unavailable
+from estd.ra import paths
 from estd.ra.admission import Admission, Admitted, Purpose, hash_secret
 from estd.ra.directory import Directory
 from estd.store.contract import (
@@ -150,6 +151,23 @@ async def test_a_path_through_an_intermediate_is_found(setting: Setting) -> None
 async def test_a_ca_whose_key_must_not_sign_certificates_is_no_step_of_a_path(setting: Setting) -> None:
     middle = make_maker("Line 5", setting.maker, key_cert_sign=False)
     assert await setting.refusal(make_peer(make_device(middle).der, middle.der)) is Code.CERTIFICATE_UNTRUSTED
+
+
+async def test_a_strangers_chain_costs_little_and_once(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and dates are the stranger's to choose: of the very name of a maker, and some not valid yet."""
+    looks: list[str] = []
+    verify, is_signed = paths._verify, paths._is_signed
+    monkeypatch.setattr(paths, "_verify", lambda *given: looks.append("path") or verify(*given))
+    monkeypatch.setattr(paths, "_is_signed", lambda *given: looks.append("signature") or is_signed(*given))
+    forger = make_maker()
+    ladder = [make_maker("Maker", forger, starts=NOW + timedelta(hours=hour)) for hour in range(-9, 9)]
+    peer = make_peer(make_device(forger).der, *(one.der for one in ladder))
+    assert await setting.refusal(peer) is Code.CERTIFICATE_UNTRUSTED
+    assert looks.count("path") == 1
+    assert looks.count("signature") <= 12
+    looks.clear()
+    assert await setting.refusal(peer) is Code.CERTIFICATE_UNTRUSTED
+    assert looks == []
 
 
 async def test_strangers_are_refused(setting: Setting) -> None:
