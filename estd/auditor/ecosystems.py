@@ -54,7 +54,8 @@ class Ecosystems:
         self.issuers: dict[int, Issuer] = {}
         self._versions: dict[tuple[int, int], _Version] = {}
         self._windows: dict[tuple[int, str], timedelta] = {}
-        self._applied: dict[tuple[int, datetime], Mapping[str, Any] | None] = {}
+        self._applied: dict[tuple[int, datetime], set[tuple[str, str]] | None] = {}
+        """Name and hash of the issuers that were made then; None where an event, of an older version, does not say."""
         """Ecosystem and time → certificates of the issuers that were made then; None where the event does not say."""
         self._heard: set[tuple[int, int]] = set()
 
@@ -99,7 +100,12 @@ class Ecosystems:
             return
         self._heard.add((ecosystem_id, version))
         issuers = extra.get("issuers")
-        self._applied[ecosystem_id, event["at"]] = issuers if isinstance(issuers, dict) else None
+        place = ecosystem_id, event["at"]
+        before = self._applied.get(place, set())  # two versions may be applied in one second
+        if before is None or not isinstance(issuers, dict):
+            self._applied[place] = None
+        else:
+            self._applied[place] = before | {(name, str(digest)) for name, digest in issuers.items()}
         found = self._versions.get((ecosystem_id, version))
         if found is None:
             self._complain(where, f"is missing; event {event['event_id']} says that it was applied")
@@ -124,11 +130,11 @@ class Ecosystems:
                 self._complain(where, "no audit event of its ecosystem is of the time at which it was made")
                 continue
             told = self._applied[place]
-            if told is not None and told.get(issuer.name) != hashlib.sha256(issuer.der).hexdigest():
+            if told is not None and (issuer.name, hashlib.sha256(issuer.der).hexdigest()) not in told:
                 self._complain(where, "the event of its time does not name its certificate")
         made = {(one.ecosystem_id, one.created_at, one.name) for one in self.issuers.values()}
         for (ecosystem_id, at), told in self._applied.items():
-            for name in told or {}:
+            for name, _ in sorted(told or ()):
                 if (ecosystem_id, at, name) not in made:
                     what = f"is missing; an event of {at:%Y-%m-%d %H:%M:%S}Z says that it was made"
                     self._complain(f"issuer {name!r} of ecosystem {ecosystem_id}", what)

@@ -310,16 +310,19 @@ class Ledger:
         if not rows:
             return
         keys = ([row[name] for row in rows] for name in ("issuer_id", "serial", "request_key"))
-        for row, found in zip(rows, await self._connection.fetch(_SUCCESSORS, *keys), strict=True):
+        for row, found in zip(rows, await self._connection.fetch(_SUCCESSORS, *keys, self._times.now), strict=True):
             self._findings.counts["certificates_superseded"] += 1
             end = self._times.now if found["created_at"] is None else found["created_at"]
             window = self._ecosystems.find_retry_window(row["ecosystem_id"], row["profile"], row["operation"])
             reconciled_at = self._times.reconciled_at
             if found["is_revoked"] or (reconciled_at is not None and row["created_at"] <= reconciled_at):
                 continue
-            if end - row["created_at"] < window:
+            # A batch repeats a certificate for all of its life; otherwise a request has its window and no more.
+            is_in_time = found["is_over"] if row["operation"] == _BULK_LANE else end - row["created_at"] >= window
+            if not is_in_time:
+                time = "its life" if row["operation"] == _BULK_LANE else str(window)
                 successor = "nothing took its place" if found["serial"] is None else f"{found['serial'].hex()} did"
-                what = f"its request was taken from it before its time ({window}) was over; {successor}"
+                what = f"its request was taken from it before its time ({time}) was over; {successor}"
                 where = f"intent {row['issuer_id']}/{row['serial'].hex()}"
                 self._findings.add(Invariant.ONCE, where, what, row["serial"])
 
@@ -388,10 +391,14 @@ LEFT JOIN intent AS holder ON holder.held_code_id = given.code_id
 LEFT JOIN certificate ON certificate.issuer_id = given.issuer_id AND certificate.serial = given.serial
 ORDER BY place
 """
+_BULK_LANE: Final = "batch"
 _SUCCESSORS: Final = """
-SELECT successor.serial, successor.created_at, revocation.serial IS NOT NULL AS is_revoked
+SELECT
+    successor.serial, successor.created_at, revocation.serial IS NOT NULL AS is_revoked,
+    certificate.not_after < coalesce(successor.created_at, $4) AS is_over
 FROM unnest($1::integer[], $2::bytea[], $3::bytea[]) WITH ORDINALITY AS given (issuer_id, serial, request_key, place)
 LEFT JOIN intent AS successor ON successor.request_key = given.request_key AND successor.closed IS NULL
+LEFT JOIN certificate ON certificate.issuer_id = given.issuer_id AND certificate.serial = given.serial
 LEFT JOIN revocation ON revocation.issuer_id = given.issuer_id AND revocation.serial = given.serial
 ORDER BY place
 """

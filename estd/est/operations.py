@@ -32,7 +32,7 @@ from estd.ra.pace import Turnstile
 from estd.ra.refusals import Refusals
 from estd.ra.trail import Trail
 from estd.wire.csrattrs import write_csrattrs
-from estd.wire.exchange import HOME, Exchange, Reply
+from estd.wire.exchange import HOME, IDENTITY, Exchange, Reply
 from estd.wire.pkcs10 import CertificationRequest, read_request
 
 ROOT: Final = "/.well-known/est/"
@@ -146,6 +146,7 @@ class Est:
                 directory, place, access.purpose, exchange.peer, exchange.headers.get("authorization"), exchange.at
             )
             exchange.peer.memo[HOME] = place.ecosystem.ecosystem_id
+            exchange.peer.memo[IDENTITY] = admitted.credential.identity
             return await access.handler(self, exchange, admitted)
         except TurnedAway as reason:
             raise share.turn_away(reason.limit) from None

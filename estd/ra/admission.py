@@ -158,7 +158,7 @@ class Admission:
         try:
             path = validate_path(ecosystem, leaf, peer, now)
         except Refused as refused:
-            # A path is missing for the whole connection: looking for it costs more than most requests, and a stranger nothing.
+            # It is missing for the whole connection: looking for one costs more than most requests, and a stranger nothing.
             peer.memo[looked_for] = refused
             if ours:
                 raise Refused(Code.CERTIFICATE_UNTRUSTED, "this server has no record of this certificate") from None

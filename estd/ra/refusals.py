@@ -24,7 +24,7 @@ import msgspec
 
 from estd.audit import Event
 from estd.ra.limits import Rate, Rations, find_network
-from estd.wire.exchange import HOME, Peer
+from estd.wire.exchange import IDENTITY, Peer
 
 _OF_A_SOURCE: Final = Rate(2, burst=5_000)
 _OF_STRANGERS: Final = Rate(20, burst=20_000)
@@ -54,9 +54,8 @@ class Refusals:
     def is_for_itself(self, event: Event, peer: Peer) -> bool:
         """Whether to write this refusal down; it is counted for `sum_up` otherwise."""
         now = self._clock()
-        is_known = HOME in peer.memo
-        # Python's hash of bytes is keyed by a secret of the process, so no two certificates can be made to meet.
-        source = hash(peer.certificates[0]) if is_known and peer.certificates else find_network(peer.address)
+        is_known = IDENTITY in peer.memo
+        source = peer.memo[IDENTITY] if is_known else find_network(peer.address)
         if not self._sources.take(_OF_A_SOURCE, source, now):
             if is_known:
                 return True

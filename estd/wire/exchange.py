@@ -16,6 +16,9 @@ import msgspec
 HOME: Final = "home"
 """In `Peer.memo`: the id of the ecosystem that last admitted this peer. The web floor tells crowds apart by it."""
 
+IDENTITY: Final = "identity"
+"""In `Peer.memo`: who that was, as audit events say it."""
+
 
 class Channel(Protocol):
     """The secured channel a request came over, as far as a protocol may look at it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
 from factory import KEK, make_maker, make_rules
 from postgres_fixture import Database
+from store_values import make_event, make_new_issuer
 
 from estd.app.apply import apply_document, write_digest
 from estd.auditor import ecosystems
@@ -54,6 +56,20 @@ async def test_what_was_applied_is_bound_by_its_event(database: Database, store:
         await connection.execute("SET session_replication_role = replica")
         await connection.execute(changed)
     assert not (await audit(database)).clean
+
+
+async def test_two_versions_of_one_second_are_told_apart(database: Database, store: PostgresStore) -> None:
+    rules = make_rules(make_maker())
+    at = datetime.now(UTC).replace(microsecond=0)
+    for number in (0, 1):
+        issuer = make_new_issuer(f"one-{number}")
+        extra = {"version": number + 1, "issuers": {issuer.name: sha256(issuer.certificate).hexdigest()}}
+        event = make_event(
+            kind="ecosystem.apply", at=at, ecosystem=rules.label, ecosystem_id=None, extra=extra, identity="ada"
+        )
+        await store.record_ecosystem(rules.label, write_document(rules), [issuer], number, "ada", event)
+    complaints = [str(one) for one in (await audit(database)).breaches if "issuer" in str(one) and "event" in str(one)]
+    assert complaints == []
 
 
 async def test_an_event_of_an_older_version_binds_what_it_names(database: Database, store: PostgresStore) -> None:

@@ -12,7 +12,7 @@ from estd.audit import Event
 from estd.ra import refusals as module
 from estd.ra.limits import Rate
 from estd.ra.refusals import Refusals
-from estd.wire.exchange import HOME, Peer
+from estd.wire.exchange import IDENTITY, Peer
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 EVENT = Event(AT, "est.unknown", "refused", "invented", None, "path-unknown", "no such operation", address="192.0.2.1")
@@ -71,9 +71,9 @@ def test_strangers_together_have_a_ration(world: World) -> None:
 def test_what_strangers_do_hides_no_device(world: World) -> None:
     for host in range(8):
         world.refuse(1500, peer=Peer(f"192.0.2.{host}"))
-    device = Peer(HERE.address, (b"device",), memo={HOME: 1})
+    device = Peer(HERE.address, (b"device",), memo={IDENTITY: "x509:01"})
     assert world.refuse(1500, peer=device) == 1000
-    assert world.refuse(1500, peer=Peer(HERE.address, (b"another",), memo={HOME: 1})) == 1000
+    assert world.refuse(1500, peer=Peer(HERE.address, memo={IDENTITY: "code:pump-7"})) == 1000
     # A certificate alone makes nobody known.
     assert world.refuse(1500, peer=Peer(HERE.address, (b"third",))) == 0
 
