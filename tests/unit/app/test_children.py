@@ -191,11 +191,14 @@ async def test_a_fault_of_whoever_is_told_of_an_end_does_not_empty_the_slot(
     script = tmp_path / "child.py"
     script.write_text(OBEDIENT)
     ended: list[int] = []
+    controls: list[Control] = []
 
     async def greet(end: socket.socket) -> None:
-        assert await (await Control.open(end)).receive() == {"ready": True}
+        controls.append(await Control.open(end))
+        assert await controls[-1].receive() == {"ready": True}
 
     def note(pid: int) -> None:
+        controls[-1].abandon()  # or the next one's channel, of the same number, would not be heard
         ended.append(pid)
         if len(ended) == 1:
             raise KeyError(pid)
