@@ -43,7 +43,11 @@ def child(tmp_path: Path, source: str) -> tuple[Child, list[Control]]:
             raise RuntimeError("no greeting")
         controls.append(control)
 
-    return Child("child", [str(script)], [], greet), controls
+    def let_go(_pid: int) -> None:
+        if controls:
+            controls[-1].abandon()  # or the next one's channel, of the same number, would not be heard
+
+    return Child("child", [str(script)], [], greet, ended=let_go), controls
 
 
 async def test_a_child_becomes_ready_and_stops_when_asked(tmp_path: Path) -> None:
@@ -198,7 +202,7 @@ async def test_a_fault_of_whoever_is_told_of_an_end_does_not_empty_the_slot(
         assert await controls[-1].receive() == {"ready": True}
 
     def note(pid: int) -> None:
-        controls[-1].abandon()  # or the next one's channel, of the same number, would not be heard
+        controls[-1].abandon()
         ended.append(pid)
         if len(ended) == 1:
             raise KeyError(pid)
