@@ -3,12 +3,17 @@
 ``/healthz`` answers as long as the supervisor turns (a database that is away must not get a server killed), ``/readyz``
 says which part is missing, ``/metrics`` adds up what all workers counted, and tells the same as ``/readyz`` for alerts. An
 ecosystem that cannot be served, or a child that hangs while others do its work, makes nothing unready; ``/readyz`` names it.
+
+A database that hangs makes ``/readyz`` slow, and that is an answer too. A scrape must not fail with it, since all else that
+the metrics tell would be missing just then: it waits a second, and has what was found last.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,10 +21,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from estd.app import own_certificate, troubles
 from estd.app.listening import explain_port
+from estd.app.tasks import start_task
 from estd.app.totals import fold
 from estd.errors import Invalid
 from estd.web import metrics
 
+_SCRAPE_SECONDS: Final = 1.0
+"""Prometheus gives a scrape up after ten, or what its settings say."""
 Report = Callable[[], Awaitable[dict[str, str]]]
 
 
@@ -32,6 +40,9 @@ class OpsServer:
         self._impaired = impaired
         self._metrics_directory = metrics_directory
         self._runner: web.AppRunner | None = None
+        self._found: dict[str, str] = {}
+        """What was missing last; a server opens this port when nothing is."""
+        self._look: asyncio.Task[None] | None = None
 
     async def start(self, address: str, port: int) -> int:
         """Listen; the port actually taken.
@@ -56,6 +67,8 @@ class OpsServer:
         """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._look is not None:
+            self._look.cancel()
 
     def forget(self, pid: int) -> None:
         """A worker ended: its gauges count no more, its counters still do."""
@@ -78,8 +91,20 @@ class OpsServer:
     async def _metrics(self, _request: web.Request) -> web.Response:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._metrics_directory))  # type: ignore[no-untyped-call]  # it has none
-        metrics.show_missing(await self._report())
+        metrics.show_missing(await self._find_missing())
         registry.register(metrics.READY)
         registries = (registry, troubles.REGISTRY, own_certificate.REGISTRY)
         body = b"".join(generate_latest(one) for one in registries)
         return web.Response(body=body, content_type="text/plain", charset="utf-8")
+
+    async def _find_missing(self) -> dict[str, str]:
+        """What is missing, or was when that was found out last; the look goes on, and the next scrape has what it finds."""
+        if self._look is None or self._look.done():
+            self._look = start_task(self._look_once())
+        await asyncio.wait({self._look}, timeout=_SCRAPE_SECONDS)
+        if self._look.done():
+            self._look.result()  # a fault of ours fails the scrape, and is seen
+        return self._found
+
+    async def _look_once(self) -> None:
+        self._found = await self._report()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
+from patience import until
 
 from estd.app import own_certificate, troubles
 from estd.app.ops import OpsServer
@@ -19,9 +21,15 @@ class Ops:
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
         self.url = ""
+        self.asked = 0
+        self.answers = asyncio.Event()
+        """Whether a look comes to an end."""
+        self.answers.set()
 
     async def report(self) -> dict[str, str]:
-        return self.missing
+        self.asked += 1
+        await self.answers.wait()
+        return dict(self.missing)
 
     async def ask(self, path: str) -> tuple[int, str | None, str]:
         """Status, Retry-After and body."""
@@ -56,6 +64,29 @@ async def test_an_ecosystem_in_trouble_is_named_and_the_server_is_ready(ops: Ops
     assert named in text
     _, _, metrics = await ops.ask("/metrics")
     assert 'estd_ecosystem_unloaded{ecosystem="aaa"} 1.0' in metrics
+
+
+async def test_a_scrape_has_what_was_found_last_while_a_look_takes_long(
+    ops: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("estd.app.ops._SCRAPE_SECONDS", 0.05)
+    ready, missing = 'estd_ready{part="database"} 1.0', 'estd_ready{part="database"} 0.0'
+    assert ready in (await ops.ask("/metrics"))[2]
+    ops.answers.clear()
+    ops.missing["database"] = "it does not answer"
+    for _ in range(3):
+        assert ready in (await ops.ask("/metrics"))[2]
+    assert ops.asked == 2  # one look for all of them
+    probe = asyncio.create_task(ops.ask("/readyz"))
+    await until(lambda: ops.asked == 3)
+    assert not probe.done()
+    ops.answers.set()
+    assert (await probe)[0] == 503
+    ops.answers.clear()
+    assert missing in (await ops.ask("/metrics"))[2]  # what the look found after its scrape had been answered
+    ops.answers.set()
+    ops.missing.clear()
+    assert ready in (await ops.ask("/metrics"))[2]
 
 
 async def test_a_port_that_is_taken_is_told(ops: Ops, tmp_path: Path) -> None:
