@@ -7,6 +7,8 @@ answers.
 
 An ecosystem that they refuse is not served, and the others are (`estd.app.troubles` tells of it). A signer that refuses all
 has another key than ours, and is not ready.
+
+One that does not answer holds up none of the others: each is told of new rules by a task of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -38,7 +40,10 @@ from estd.store.contract import EcosystemRecord, Store
 _log = logging.getLogger(__name__)
 
 _RETRY_EVERY_SECONDS: Final = 1.0
+_DATABASE_SECONDS: Final = 60.0
+"""For a start: as long as a child has to become ready."""
 _MARKS: Final = 100
+_Answer = TypeVar("_Answer")
 
 
 class SignerCrew:
@@ -99,6 +104,7 @@ class SignerCrew:
 
         Raises:
             Broken: one is not ready in time; `stop` is wanted all the same.
+            Unavailable: the database was away all that time.
             Invalid: the key-encryption key opens nothing.
         """
         if self._config.signer_sockets:
@@ -111,26 +117,26 @@ class SignerCrew:
             await require_ready(self._signers)
             return
         if self._kek is not None:
-            # A signer would refuse it as well, again and again. A database that is away meanwhile is waited for.
-            with contextlib.suppress(Unavailable):
-                check_key(self._kek, await self._store.find_ecosystems(), describe_key(self._config))
+            # A signer would refuse it as well, again and again.
+            ecosystems = await _wait_for_database(self._store.find_ecosystems)
+            check_key(self._kek, ecosystems, describe_key(self._config))
         journals = self._config.data_directory / "journal"
         journals.mkdir(mode=0o700, exist_ok=True)
-        self._marks = find_farthest(await self._store.find_newest_marks(_MARKS))
-        for slot in range(len(self.sockets)):
-            child = self._make_child(slot, journals, stack)
-            self._signers.append(child)
-            predecessor = next((heir for heir in heirs if heir.name == child.name), None)
-            if predecessor is not None:
+        self._marks = find_farthest(await _wait_for_database(lambda: self._store.find_newest_marks(_MARKS)))
+        children = [self._make_child(slot, journals, stack) for slot in range(len(self.sockets))]
+        self._signers.extend(children)
+        predecessors = {heir.name: heir for heir in heirs}
+        fresh = [child for child in children if child.name not in predecessors]
+        for child in fresh:
+            child.start()
+        await require_ready(fresh)
+        for child in children:
+            if child.name in predecessors:
                 # One after the other: a journal has one writer, and the other signers answer meanwhile.
-                await _adopt(predecessor).stop()
+                await _adopt(predecessors.pop(child.name)).stop()
                 child.start()
                 await require_ready([child])
-            else:
-                child.start()
-        await require_ready(self._signers)
-        names = {signer.name for signer in self._signers}
-        self._surplus = [heir for heir in heirs if heir.name not in names]
+        self._surplus = list(predecessors.values())
 
     async def see_off(self) -> None:
         """Stop the signers of a predecessor that have no slot here; its workers, which ask them, have been replaced."""
@@ -150,28 +156,44 @@ class SignerCrew:
         self._changed.set()
 
     async def follow(self) -> None:
-        """Tell the signers of new ecosystem versions; who is not there, or does not answer, is told later."""
-        behind: set[str] = set()
-        while True:
-            if not behind:
+        """Tell the signers of new ecosystem versions; who is not there, or does not answer, is told later.
+
+        Each by a task of its own: as long as one hangs, devices have the others, which have to know the new rules by then.
+        """
+        behind = [asyncio.Event() for _ in self._signers]
+        async with asyncio.TaskGroup() as group:
+            for signer, is_behind in zip(self._signers, behind, strict=True):
+                group.create_task(self._keep_told(signer, is_behind))
+            while True:
                 await self._changed.wait()
-            if self._changed.is_set():
                 self._changed.clear()
-                behind = {signer.name for signer in self._signers}
-            try:
-                self._ecosystems = await self._store.find_ecosystems()
-                expiry.note(self._ecosystems)
-                for signer in self._signers:
-                    if signer.name in behind and await self._catch_up(signer):
-                        behind.discard(signer.name)
-            except Unavailable:
-                pass  # whoever watches the database says so
-            except Exception:  # noqa: BLE001 - whoever stops here leaves every ecosystem with its old rules
-                _log.exception("the signers could not be told of new rules; they are told again")
-            if behind:
-                await asyncio.sleep(_RETRY_EVERY_SECONDS)
+                try:
+                    self._ecosystems = await self._store.find_ecosystems()
+                    expiry.note(self._ecosystems)
+                except Exception as fault:  # noqa: BLE001 - whoever stops here leaves every ecosystem with its old rules
+                    if not isinstance(fault, Unavailable):  # whoever watches the database says so
+                        _log.exception("the signers could not be told of new rules; they are told again")
+                    self._changed.set()
+                    await asyncio.sleep(_RETRY_EVERY_SECONDS)
+                else:
+                    for is_behind in behind:
+                        is_behind.set()
 
     # --- private -----------------------------------------------------------------------------------------------------
+
+    async def _keep_told(self, signer: Child | SignerLink, is_behind: asyncio.Event) -> None:
+        """Load one signer with what was read last, whenever it is behind."""
+        while True:
+            await is_behind.wait()
+            is_behind.clear()  # what changes from here on is told by one more round
+            try:
+                told = await self._catch_up(signer)
+            except Exception:  # noqa: BLE001 - whoever stops here leaves this signer with its old rules
+                _log.exception("the signers could not be told of new rules; they are told again")
+                told = False
+            if not told:
+                is_behind.set()
+                await asyncio.sleep(_RETRY_EVERY_SECONDS)
 
     async def _catch_up(self, signer: Child | SignerLink) -> bool:
         """Load one signer with what was read last; whether that was possible."""
@@ -246,6 +268,22 @@ class SignerCrew:
                 raise
             self._changed.set()
         return self._ecosystems
+
+
+async def _wait_for_database(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """What it answers; a database that is away is waited for as long as a signer, which needs it as well.
+
+    Raises:
+        Unavailable: it was away all that time.
+    """
+    give_up_at = asyncio.get_running_loop().time() + _DATABASE_SECONDS
+    while True:
+        try:
+            return await ask()
+        except Unavailable:
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise
+        await asyncio.sleep(_RETRY_EVERY_SECONDS)
 
 
 def find_farthest(texts: Iterable[str]) -> list[str]:

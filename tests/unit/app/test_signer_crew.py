@@ -244,6 +244,66 @@ async def test_a_fault_that_nobody_foresaw_is_logged_and_the_rules_come_all_the_
         await asyncio.wait({following})
 
 
+async def test_one_that_hangs_keeps_no_new_rules_from_the_others(
+    config: Config, runtime: Path, own: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("estd.app.signers._ANSWER_SECONDS", 1e9)  # it is waited for all the time
+    async with started(SignerCrew(config, KEK, runtime, own)) as crew:
+        following = asyncio.create_task(crew.follow())
+        (pid,) = [heir.pid for heir in crew.heirs if heir.name == "signer-0"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for name in ("Harbour Plant", "Mountain Plant", "Desert Plant"):
+                await apply_plant(own, name)
+                ecosystem, version = (await find_versions(own))["plant"]
+                crew.notice()
+                async with asyncio.timeout(10):
+                    while version not in (await ask(crew, "signer-1")).get(ecosystem, []):
+                        await asyncio.sleep(0.02)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        # What it missed meanwhile is made up for.
+        async with asyncio.timeout(10):
+            while version not in (await ask(crew, "signer-0")).get(ecosystem, []):
+                await asyncio.sleep(0.02)
+        following.cancel()
+        await asyncio.wait({following})
+
+
+async def test_a_database_that_is_lost_during_the_start_is_waited_for(
+    config: Config, runtime: Path, own: PostgresStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that was set back is found out all the same: what the database knows of it is not left out."""
+    mark = write_mark(Mark("0-0123456789abcdef", 5, bytes(8)))
+    await own.reserve_intents([make_intent(journal=mark)])
+    async with database_proxy(database.socket) as proxy:
+        store = await PostgresStore.connect(proxy.url(database.name))
+        real, lost = store.find_newest_marks, asyncio.Event()
+
+        async def find_newest_marks(limit: int) -> list[str]:
+            if not lost.is_set():
+                proxy.refusing = True
+                proxy.cut_all()
+            try:
+                return await real(limit)
+            finally:
+                lost.set()
+
+        monkeypatch.setattr(store, "find_newest_marks", find_newest_marks)
+        crew = SignerCrew(config, KEK, runtime, store)
+        async with contextlib.AsyncExitStack() as stack:
+            starting = asyncio.create_task(crew.start([], stack))
+            await lost.wait()
+            proxy.refusing = False
+            try:
+                await starting
+                assert crew.any_ready
+                assert crew._marks == [mark]
+            finally:
+                await crew.stop()
+        await store.close()
+
+
 async def test_a_killed_signer_comes_back_while_the_database_is_away(
     config: Config, runtime: Path, own: PostgresStore, database: Database
 ) -> None:
