@@ -27,6 +27,7 @@ _START_SECONDS: Final = 60.0
 _STEADY_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _KILL_AFTER_SECONDS: Final = 30.0
+_KILL_HUNG_AFTER_SECONDS: Final = 2.0
 _ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=100"}
 """Has glibc ask the kernel for large pages for the heap: a process of many small objects misses the processor's cache of
 page addresses all the time, which is dear in a virtual machine, where each miss is looked up twice. And has it keep more
@@ -96,11 +97,12 @@ class Child:
             return False
         return True
 
-    async def stop(self, ask: Callable[[], None] | None = None) -> None:
+    async def stop(self, ask: Callable[[], None] | None = None, *, hung: bool = False) -> None:
         """Ask the process to finish what it has in hand, and wait for it; kill it if it takes far too long.
 
         Args:
             ask: how, once the process is ready; SIGTERM unless something else is said.
+            hung: it is known not to answer (`estd.app.heartbeat.Heartbeat.find_hung`), so two seconds are too long.
         """
         self._stopping.set()
         if self._task is None:
@@ -109,7 +111,8 @@ class Child:
             self._end(signal.SIGTERM)
         else:
             ask()
-        done, _ = await asyncio.wait({self._task}, timeout=_KILL_AFTER_SECONDS)
+        patience_seconds = _KILL_HUNG_AFTER_SECONDS if hung else _KILL_AFTER_SECONDS
+        done, _ = await asyncio.wait({self._task}, timeout=patience_seconds)
         if not done:
             _log.error("child did not stop and is killed", extra={"child": self.name, "pid": self.pid})
             self._end(signal.SIGKILL)

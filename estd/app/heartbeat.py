@@ -10,6 +10,9 @@ What is killed loses nothing that a crash would not (docs/architecture.md), but 
 * a process that waits in the kernel for a disk (state D) is never killed: it could not end before the disk answers, and its
   successor would wait for the same one.
 
+When all of them are to stop, they are asked once more (`Heartbeat.find_hung`): who is known to hang is not waited for as
+long as one that has requests in hand, and answers no more because it drains.
+
 Time that passed while this process itself did not turn is not counted: after a pause of the whole machine everybody would
 seem to have been silent.
 """
@@ -103,6 +106,23 @@ class Heartbeat:
             return None
         return "; ".join(f"{name}: {silent[name]}" for name in ready)
 
+    async def find_hung(self) -> set[str]:
+        """Who does not answer a question put now, by name, and does not wait for its disk either; `watch` may go on beside.
+
+        Returns at once when all answer, and otherwise when those that do not have been given the time to be called silent.
+        """
+        self._look(0.0)
+        asked = dict(self._beats)
+        doubtful = [beat.question for beat in asked.values() if not beat.told]
+        if doubtful:
+            await asyncio.wait(doubtful, timeout=self._silent_seconds)
+        members = {member.name: member for member in self._members()}
+        return {
+            name
+            for name, beat in asked.items()
+            if not beat.question.done() and name in members and not _waits_for_disk(members[name])
+        }
+
     async def watch(self) -> None:
         """Ask again and again."""
         loop = asyncio.get_running_loop()
@@ -165,7 +185,7 @@ class Heartbeat:
 
     def _end(self, child: Child, beat: _Beat) -> None:
         facts = {"child": child.name, "pid": child.pid, "seconds": round(beat.quiet_seconds, 1)}
-        if child.pid is not None and is_waiting_for_disk(child.pid):
+        if _waits_for_disk(child):
             if not beat.waited:
                 beat.waited = True
                 _log.error("a child waits for its disk and is not killed", extra=facts)
@@ -183,6 +203,10 @@ def is_waiting_for_disk(pid: int) -> bool:
         return False
     # The second field is a name in parentheses that may hold anything.
     return line.rpartition(")")[2].split()[:1] == ["D"]
+
+
+def _waits_for_disk(member: Member) -> bool:
+    return isinstance(member, Child) and member.pid is not None and is_waiting_for_disk(member.pid)
 
 
 def _ask(pulse: Pulse) -> asyncio.Task[None]:

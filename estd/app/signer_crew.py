@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -144,9 +144,18 @@ class SignerCrew:
             await _adopt(heir).stop()
         self._surplus.clear()
 
-    async def stop(self) -> None:
-        """Stop the children of ours, and let go of signers that run on their own."""
-        await asyncio.gather(*(signer.stop() for signer in self._signers))
+    async def stop(self, hung: Collection[str] = ()) -> None:
+        """Stop the children of ours, and let go of signers that run on their own.
+
+        Args:
+            hung: those known not to answer, by name (`estd.app.heartbeat.Heartbeat.find_hung`).
+        """
+        await asyncio.gather(
+            *(
+                signer.stop(hung=signer.name in hung) if isinstance(signer, Child) else signer.stop()
+                for signer in self._signers
+            )
+        )
         for signer in self._signers:
             troubles.note(signer.name, {})
         expiry.note([])

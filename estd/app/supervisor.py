@@ -28,6 +28,7 @@ from typing import Final
 from estd.app import identity
 from estd.app.access import make_data_directory
 from estd.app.checking import check_default, find_left_behind
+from estd.app.children import Child
 from estd.app.database import Database
 from estd.app.handover import Estate, become_successor, find_estate, try_program
 from estd.app.heartbeat import Heartbeat
@@ -165,18 +166,19 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop accepting, answer what is in hand, stop everything that was started."""
+        hung = await self._find_hung()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_listener"):
             self._listener.close()
-            await self._workers.stop()
+            await self._workers.stop(hung)
         if hasattr(self, "_witness"):
-            await self._witness.anchor()
+            await self._witness.anchor(hung)
         if hasattr(self, "_pool"):
             await self._pool.close()
         if hasattr(self, "_signers"):
-            await self._signers.stop()
+            await self._signers.stop(hung)
         await self._stack.aclose()
         _log.info("stopped")
 
@@ -217,8 +219,15 @@ class Supervisor:
         if fault is not None:
             _log.error("the program on disk cannot be started; this one stays", extra={"detail": fault})
             return
+        await self._end_hung()
         self._becomes_successor = True
         self._stop.set()
+
+    async def _end_hung(self) -> None:
+        """A successor would wait for them, and answers on the ops port only when all its signers are ready."""
+        hung = await self._find_hung()
+        children = [one for one in (*self._signers.members, *self._workers.members) if isinstance(one, Child)]
+        await asyncio.gather(*(child.stop(hung=True) for child in children if child.name in hung))
 
     async def _hand_over(self) -> None:
         """Go on as the program on disk. Children that are just leaving are seen off first."""
@@ -362,6 +371,11 @@ class Supervisor:
     def _find_silent(self) -> dict[str, str]:
         """Which children do not answer, and since when."""
         return {**self._signer_beats.silent, **self._worker_beats.silent}
+
+    async def _find_hung(self) -> set[str]:
+        """Which children do not answer now; at once when all do."""
+        beats = [self._signer_beats, self._worker_beats] if hasattr(self, "_worker_beats") else []
+        return set().union(*await asyncio.gather(*(one.find_hung() for one in beats)))
 
     def _can_be_asked(self, signer: str) -> bool:
         return self._signers.is_ready(signer) and signer not in self._signer_beats.silent

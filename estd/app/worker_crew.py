@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from importlib.resources import files
 from typing import Any, Final
 
@@ -112,9 +112,13 @@ class WorkerCrew:
         """Wait for those that are just leaving."""
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
-    async def stop(self) -> None:
-        """Have all of them finish what they have in hand, and wait for that."""
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+    async def stop(self, hung: Collection[str] = ()) -> None:
+        """Have all of them finish what they have in hand, and wait for that.
+
+        Args:
+            hung: those known not to answer, by name (`estd.app.heartbeat.Heartbeat.find_hung`); they get little time.
+        """
+        await asyncio.gather(*(worker.stop(hung=worker.name in hung) for worker in self._workers))
         await self.see_off()
 
     def send(self, message: dict[str, Any]) -> None:

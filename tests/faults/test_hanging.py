@@ -75,6 +75,38 @@ def test_a_signer_that_hangs_costs_no_device_its_certificate(stage: Stage) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+def test_a_stop_is_through_in_time_although_everything_hangs(stage: Stage) -> None:
+    """Before systemd's patience is over (TimeoutStopSec of the unit), or the database would be killed with the rest."""
+    hung = [*stage.of_role("signer"), *stage.of_role("worker")]
+    with contextlib.ExitStack() as all_of_them:
+        for process in hung:
+            all_of_them.enter_context(stopped(process))
+        assert stage.stop() == 0  # it gives up after sixty seconds
+        assert not any(process.alive for process in hung)
+    killed = said(stage, "child did not stop and is killed")
+    assert sorted(str(line["child"]) for line in killed) == ["signer-0", "signer-1", "worker-1-0"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_successor_does_not_wait_for_a_signer_that_hangs(stage: Stage) -> None:
+    """It is ended before the program on disk takes over, so the ops port is not away for as long as that would take."""
+    (device,) = stage.devices(1)
+    first = min(stage.of_role("signer"), key=lambda process: (process.started, process.pid))
+    with stopped(first):
+        os.kill(stage.of_role("supervisor")[0].pid, signal.SIGUSR2)
+        wait_until(lambda: said(stage, "the program on disk takes over"), 60, stage.log_tail)
+        assert not first.alive
+    wait_until(lambda: len(said(stage, "serving")) == 2, 60, stage.log_tail)
+    assert readiness(stage)[0] == 200
+    assert len(stage.of_role("signer")) == 2
+    assert enroll(stage, device) == 200
+    assert [line["child"] for line in said(stage, "child did not stop and is killed")] == ["signer-0"]
+    assert stage.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_worker_that_hangs_is_replaced(stage: Stage) -> None:
     devices = stage.devices(2)
     assert enroll(stage, devices[0]) == 200

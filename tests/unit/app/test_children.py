@@ -28,6 +28,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 end.recv(1)
 """
 STUBBORN = OBEDIENT.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN").replace("end.recv(1)", "signal.pause()")
+NEVER = 1e9
 BROKEN = "raise SystemExit(3)"
 
 
@@ -93,6 +94,33 @@ async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatc
     async with asyncio.timeout(5):
         await slot.stop()
     assert not slot.ready
+
+
+async def test_one_that_is_known_to_hang_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estd.app.children._KILL_AFTER_SECONDS", NEVER)
+    monkeypatch.setattr("estd.app.children._KILL_HUNG_AFTER_SECONDS", 0.1)
+    slot, _ = child(tmp_path, OBEDIENT)
+    slot.start()
+    assert await slot.wait_ready(10)
+    pid = slot.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        await slot.stop(hung=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_busy_child_may_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estd.app.children._KILL_HUNG_AFTER_SECONDS", 0.0)
+    done = tmp_path / "done"
+    finishing = f"lambda *_: (__import__('time').sleep(1), open({str(done)!r}, 'w'), sys.exit(0))"
+    slot, _ = child(tmp_path, OBEDIENT.replace("lambda *_: sys.exit(0)", finishing))
+    slot.start()
+    assert await slot.wait_ready(10)
+    await asyncio.sleep(0.1)  # it sets its handler right after that
+    await slot.stop()
+    assert done.exists()
 
 
 async def test_a_child_that_never_greets_is_not_ready(tmp_path: Path) -> None:

@@ -65,6 +65,32 @@ def watch(yard: Yard, kill_seconds: float) -> tuple[Heartbeat, asyncio.Task[None
     return beats, asyncio.ensure_future(beats.watch())
 
 
+async def test_who_does_not_answer_when_asked_once_more_hangs(yard: Yard) -> None:
+    """Also one that nobody has called silent yet, and only as long as it does not answer."""
+    beats = Heartbeat(lambda: [yard.child], yard.controls, NEVER, silent_seconds=0.3)
+    pid = yard.child.pid
+    assert pid is not None
+    assert await beats.find_hung() == set()
+    os.kill(pid, signal.SIGSTOP)
+    assert await beats.find_hung() == {"child"}
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: beats._beats["child"].question.done())
+    assert await beats.find_hung() == set()
+
+
+async def test_those_called_silent_hang_without_being_waited_for(yard: Yard) -> None:
+    beats, watching = watch(yard, NEVER)
+    pid = yard.child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: beats.silent)
+    beats._silent_seconds = NEVER
+    async with asyncio.timeout(20):
+        assert await beats.find_hung() == {"child"}
+    os.kill(pid, signal.SIGCONT)
+    await end(watching)
+
+
 async def end(watching: asyncio.Task[None]) -> None:
     watching.cancel()
     await asyncio.wait({watching})
@@ -119,6 +145,7 @@ async def test_one_that_waits_for_a_device_is_named_and_never_killed(
     await until(lambda: "a child waits for its disk and is not killed" in told(caplog))
     assert is_waiting_for_disk(pid)
     assert beats.silent
+    assert await beats.find_hung() == set()
     aside = yard.fifo.rename(yard.fifo.with_name("aside"))
     os.close(os.open(aside, os.O_WRONLY))
     await until(lambda: not beats.silent)

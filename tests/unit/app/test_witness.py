@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from one_road import open_road
+from patience import until
 from postgres_fixture import NOW, Database
 
 from estd.app.signers import SignerControl
@@ -18,6 +19,8 @@ from estd.app.witness import Witness
 from estd.auditor.journal import ANCHORED, find_journals
 from estd.errors import Unavailable
 from estd.store.postgres import PostgresStore
+
+NEVER = 1e9
 
 
 @pytest.fixture
@@ -74,6 +77,56 @@ async def test_a_signer_that_takes_no_anchor_is_named_with_the_reason(
     assert (told["child"], told["detail"]) == ("signer-0", "it did not answer in time")
     control.close()
     theirs.close()
+
+
+@pytest.fixture
+async def hung() -> AsyncIterator[SignerControl]:
+    """The control channel of a signer that never answers."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        control = await SignerControl.open(ours)
+        yield control
+        control.close()
+
+
+async def test_a_signer_that_hangs_keeps_no_other_from_an_anchor(
+    road: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hung: SignerControl
+) -> None:
+    monkeypatch.setattr("estd.app.witness._ANCHOR_SECONDS", NEVER)
+    monkeypatch.setattr("estd.app.signers._ANSWER_SECONDS", NEVER)
+    controls = {"signer-0": hung, "signer-1": road.signer._control}
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", controls)
+    await road.enrollment.enroll(road.order())
+    newest = await road.store.find_newest_link()
+    anchoring = asyncio.create_task(witness.anchor())
+    await until(lambda: anchors(tmp_path / "journal") == [newest[0]])
+    assert not anchoring.done()
+    anchoring.cancel()
+    await asyncio.wait({anchoring})
+    # Who is known to hang is not even asked.
+    async with asyncio.timeout(20):
+        await witness.anchor({"signer-0"})
+    assert not [record for record in caplog.records if record.message == "a signer did not take an anchor"]
+
+
+async def test_a_signer_that_hangs_does_not_hold_up_the_look_at_a_database_that_came_back(
+    road: Any, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hung: SignerControl
+) -> None:
+    monkeypatch.setattr("estd.app.witness._ANCHOR_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr("estd.app.witness._ANCHOR_SECONDS", NEVER)
+    monkeypatch.setattr("estd.app.signers._ANSWER_SECONDS", NEVER)
+    certificate = await road.enrollment.enroll(road.order())
+    witness = Witness(road.store, road.pool, road.enrollment, tmp_path / "journal", {"signer-0": hung})
+    running = asyncio.create_task(witness.run())
+    await until(hung._turn.locked)  # it is being told
+    await set_back(database)
+    witness.notice("resync")
+    async with asyncio.timeout(20):
+        while await road.certificates() != [certificate]:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.wait({running})
+    await until(lambda: not hung._turn.locked())
 
 
 async def test_the_newest_link_goes_into_the_journal_once(road: Any, tmp_path: Path) -> None:
