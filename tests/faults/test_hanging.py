@@ -89,20 +89,24 @@ def test_a_stop_is_through_in_time_although_everything_hangs(stage: Stage) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_successor_does_not_wait_for_a_signer_that_hangs(stage: Stage) -> None:
+def test_a_successor_does_not_wait_for_a_signer_that_hangs() -> None:
     """It is ended before the program on disk takes over, so the ops port is not away for as long as that would take."""
-    (device,) = stage.devices(1)
-    first = min(stage.of_role("signer"), key=lambda process: (process.started, process.pid))
-    with stopped(first):
-        os.kill(stage.of_role("supervisor")[0].pid, signal.SIGUSR2)
-        wait_until(lambda: said(stage, "the program on disk takes over"), 60, stage.log_tail)
-        assert not first.alive
-    wait_until(lambda: len(said(stage, "serving")) == 2, 60, stage.log_tail)
-    assert readiness(stage)[0] == 200
-    assert len(stage.of_role("signer")) == 2
-    assert enroll(stage, device) == 200
-    assert [line["child"] for line in said(stage, "child did not stop and is killed")] == ["signer-0"]
-    assert stage.stop() == 0
+    with Stage(workers=1, signers=2) as stage:
+        settings = stage.place.settings
+        settings.write_text(settings.read_text().replace('level = "warning"', 'level = "info"'))
+        stage.start()
+        (device,) = stage.devices(1)
+        first = min(stage.of_role("signer"), key=lambda process: (process.started, process.pid))
+        with stopped(first):
+            os.kill(stage.of_role("supervisor")[0].pid, signal.SIGUSR2)
+            wait_until(lambda: said(stage, "the program on disk takes over"), 60, stage.log_tail)
+            assert not first.alive
+        wait_until(lambda: len(said(stage, "serving")) == 2, 60, stage.log_tail)
+        assert readiness(stage)[0] == 200
+        assert len(stage.of_role("signer")) == 2
+        assert enroll(stage, device) == 200
+        assert [line["child"] for line in said(stage, "child did not stop and is killed")] == ["signer-0"]
+        assert stage.stop() == 0
 
 
 @pytest.mark.slow
