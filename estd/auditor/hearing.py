@@ -36,6 +36,10 @@ class Hearing:
         self.granted: array[int] = array("Q")
         """The key of every certificate that an event says was granted."""
         self.revoked: array[int] = array("Q")
+        self._raised: set[int] = set()
+        """The key of every revocation whose reason an event says was raised later."""
+        self._risen: list[tuple[int, str, str, bytes]] = []
+        """Reasons that are right if an event to come says that they were raised: key, and what is said otherwise."""
 
     async def hear(self, event: Any) -> None:
         """Take one event; what it says is looked up when enough have gathered."""
@@ -54,7 +58,10 @@ class Hearing:
             return
         told = (event, octets, _read_extra(event))
         if event["kind"] == _REVOKE:
-            self.revoked.append(key_of(issuer_id, octets))
+            if _is_raise(told):
+                self._raised.add(key_of(issuer_id, octets))
+            else:
+                self.revoked.append(key_of(issuer_id, octets))
             self._revocations.append(told)
         else:
             self.granted.append(key_of(issuer_id, octets))
@@ -78,6 +85,9 @@ class Hearing:
     async def finish(self, connection: Connection) -> None:
         """Look up the rest, and look for revocations and ecosystems that no event speaks of."""
         await self.flush()
+        for key, where, what, serial in self._risen:
+            if key not in self._raised:
+                self._findings.add(Invariant.UNBROKEN, where, what, serial)
         self.granted, self.revoked = sorted_array(self.granted), sorted_array(self.revoked)
         async for row in connection.cursor("SELECT issuer_id, serial FROM revocation", prefetch=_BATCH):
             self._findings.counts["revocations"] += 1
@@ -137,7 +147,12 @@ class Hearing:
             return
         if row["reason"] != extra.get("reason", row["reason"]):
             what = f"reason is {row['reason']!r}, and {source} says {extra['reason']!r}"
-            self._findings.add(Invariant.UNBROKEN, where, what, serial)
+            if row["reason"] == _COMPROMISE:
+                self._risen.append((key_of(event["issuer_id"], serial), where, what, serial))
+            else:
+                self._findings.add(Invariant.UNBROKEN, where, what, serial)
+        if _is_raise(told):
+            return  # the date is that of the first event
         if row["revoked_at"] != event["at"]:
             what = f"revoked_at is {row['revoked_at']:%Y-%m-%d %H:%M:%S}Z, and {source} is of another time"
             self._findings.add(Invariant.UNBROKEN, where, what, serial)
@@ -153,9 +168,16 @@ def _read_extra(event: Any) -> Mapping[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
+def _is_raise(told: _Told) -> bool:
+    """Whether it is of a revocation that stood already, and had its reason raised."""
+    return told[2].get("raised") is True
+
+
 _BATCH: Final = 500
 _APPLY: Final = "ecosystem.apply"
 _REVOKE: Final = "certificate.revoke"
+_COMPROMISE: Final = "keyCompromise"
+"""The one reason that a revocation may be given afterwards."""
 _REQUEST: Final = "est."
 _GRANTED: Final = """
 SELECT

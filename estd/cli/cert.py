@@ -21,18 +21,30 @@ from estd.device.answers import write_pem
 from estd.errors import Invalid, Problem, Refused
 from estd.names import fingerprint, read_name, read_san, read_serial, write_serial
 from estd.ra.directory import INTERNAL_LABEL
-from estd.store.contract import EcosystemRecord, Revocation, Store, StoredCertificate
+from estd.store.contract import (
+    KEY_COMPROMISE,
+    EcosystemRecord,
+    Revocation,
+    RevocationOutcome,
+    Store,
+    StoredCertificate,
+)
 
 REASONS: Final = (
     # RFC 5280 §5.3.1, without those for CAs, for CRLs, and the one that can be taken back.
     "unspecified",
-    "keyCompromise",
+    KEY_COMPROMISE,
     "affiliationChanged",
     "superseded",
     "cessationOfOperation",
     "privilegeWithdrawn",
 )
 _OF_ONE_DEVICE: Final = 1000
+_OUTCOMES: Final = {
+    RevocationOutcome.REVOKED: "revoked",
+    RevocationOutcome.RAISED: "was revoked before; the reason is {reason} now",
+    RevocationOutcome.UNCHANGED: "was revoked before",
+}
 
 
 @click.group(short_help="Find certificates and revoke them.")
@@ -45,7 +57,8 @@ def cert() -> None:
       estd cert revoke 0f3a… --reason keyCompromise --config estd.toml
       estd cert revoke --device pump-17 --ecosystem plant --config estd.toml
 
-    Revoking is final. The device is refused from its next request on, renewal included.
+    Revoking is final; only the reason may still rise to keyCompromise. The device is refused from its next request on,
+    renewal included.
     """
 
 
@@ -64,6 +77,12 @@ class _Found:
         if self.stored.revoked_at is not None:
             return "revoked"
         return "expired" if self.stored.not_after < now else "valid"
+
+    def describe(self, now: datetime) -> str:
+        """What there is of it to revoke."""
+        if self.stored.revoked_at is not None:
+            return f"revoked {write_time(self.stored.revoked_at)}"
+        return f"{'expired' if self.stored.not_after < now else 'until'} {write_time(self.stored.not_after)}"
 
     def as_json(self, now: datetime) -> dict[str, object]:
         stored = self.stored
@@ -158,7 +177,9 @@ def show(serial: str, config: Config, as_json: bool) -> None:
 
 @cert.command()
 @click.argument("serials", nargs=-1, metavar="[SERIAL]...")
-@click.option("--device", metavar="NAME", help="All valid certificates of this device.")
+@click.option(
+    "--device", metavar="NAME", help="All valid certificates of this device; for keyCompromise all it ever had."
+)
 @click.option("--ecosystem", "label", metavar="LABEL", help="Ecosystem of that device.")
 @click.option(
     "--reason", type=click.Choice(REASONS), default=REASONS[0], metavar="WHY", help=f"One of {', '.join(REASONS)}."
@@ -181,22 +202,38 @@ def revoke(
       estd cert revoke 0f3a… --reason keyCompromise
       estd cert revoke --device pump-17 --ecosystem plant --yes
 
+    For keyCompromise the key gets no certificate any more, whoever asks. A device's certificates that have ended or were
+    revoked for another reason are taken with the others then: who has their keys might ask for new ones.
+
     You are asked first. Where there is nobody to ask, say --yes; with --json it is done without asking.
     """
     if bool(serials) == (device is not None) or (device is None) != (label is None):
         raise click.UsageError("Name serial numbers, or --device with its --ecosystem.")
-    found = run_async(_choose(config, serials, device, label))
+    found = run_async(_choose(config, serials, device, label, reason))
+    now = _now()
     if may_ask(yes=yes, as_json=as_json):
         for one in found:
-            write_line(f"{one.serial}  {one.stored.device}  {one.label}  until {write_time(one.stored.not_after)}")
+            write_line(f"{one.serial}  {one.stored.device}  {one.label}  {one.describe(now)}")
         what = "this certificate" if len(found) == 1 else f"these {len(found)} certificates"
         click.confirm(f"Revoke {what} for good?", abort=True)
     revoked = run_async(_revoke(config, found, reason))
     if as_json:
-        write_json([{"serial": one.serial, "device": one.stored.device, "revoked": done} for one, done in revoked])
+        write_json(
+            [
+                {
+                    "serial": one.serial,
+                    "device": one.stored.device,
+                    "revoked": outcome is RevocationOutcome.REVOKED,
+                    "outcome": outcome.value,
+                    "not_after": one.stored.not_after,
+                }
+                for one, outcome in revoked
+            ]
+        )
         return
-    for one, done in revoked:
-        write_line(f"{one.serial}  {one.stored.device}  {'revoked' if done else 'was revoked before'}")
+    for one, outcome in revoked:
+        ended = " (it had expired)" if one.stored.not_after < now else ""
+        write_line(f"{one.serial}  {one.stored.device}  {_OUTCOMES[outcome].format(reason=reason)}{ended}")
 
 
 # --- private -------------------------------------------------------------------------------------------------------
@@ -237,7 +274,9 @@ async def _look_up(store: Store, records: Sequence[EcosystemRecord], text: str) 
     raise Invalid([Problem(f"serial {text}", "is not known here", "`estd cert list` shows serial numbers.")])
 
 
-async def _choose(config: Config, serials: Sequence[str], device: str | None, label: str | None) -> list[_Found]:
+async def _choose(
+    config: Config, serials: Sequence[str], device: str | None, label: str | None, reason: str
+) -> list[_Found]:
     async with open_store(config) as store:
         if device is None or label is None:
             records = await store.find_ecosystems()
@@ -246,19 +285,21 @@ async def _choose(config: Config, serials: Sequence[str], device: str | None, la
         limit = _OF_ONE_DEVICE
         while len(stored := await store.find_certificates(record.ecosystem_id, read_device(device), limit)) == limit:
             limit *= 4  # every one of them, however often the device was renewed
-    found = [one for one in (_Found(label, each) for each in stored) if one.state(_now()) == "valid"]
+    now, takes_all = _now(), reason == KEY_COMPROMISE
+    found = [one for one in (_Found(label, each) for each in stored) if takes_all or one.state(now) == "valid"]
     if not found:
+        what = "never had a certificate there" if takes_all else "has no valid certificate there"
         remedy = f"See: estd cert list --ecosystem {label} --device {device}"
-        raise Invalid([Problem(f"device {device!r}", "has no valid certificate there", remedy)])
+        raise Invalid([Problem(f"device {device!r}", what, remedy)])
     return found
 
 
-async def _revoke(config: Config, found: Sequence[_Found], reason: str) -> list[tuple[_Found, bool]]:
+async def _revoke(config: Config, found: Sequence[_Found], reason: str) -> list[tuple[_Found, RevocationOutcome]]:
     async with open_store(config) as store:
         return [(one, await _revoke_one(store, one, reason)) for one in found]
 
 
-async def _revoke_one(store: Store, found: _Found, reason: str) -> bool:
+async def _revoke_one(store: Store, found: _Found, reason: str) -> RevocationOutcome:
     now, stored = _now(), found.stored
     event = Event(
         at=now,

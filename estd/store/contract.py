@@ -122,6 +122,16 @@ KEY_COMPROMISE: Final = "keyCompromise"
 """The CRLReason after which a key is not certified again."""
 
 
+class RevocationOutcome(enum.Enum):
+    """What `Store.record_revocation` did."""
+
+    REVOKED = "revoked"
+    RAISED = "raised"
+    """It was revoked before for another reason; now the reason is `KEY_COMPROMISE`."""
+    UNCHANGED = "unchanged"
+    """It was revoked before, for that reason or another that stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revocation:
     """A serial that is no longer good. `reason` is a CRLReason name of RFC 5280 §5.3.1."""
@@ -284,8 +294,11 @@ class Store(Protocol):
     ) -> list[StoredCertificate]:
         """The newest certificates, of one ecosystem and one device if given."""
 
-    async def record_revocation(self, revocation: Revocation, event: Event) -> bool:
-        """Revoke once; False when it was revoked before. Followers are told (`subscribe`).
+    async def record_revocation(self, revocation: Revocation, event: Event) -> RevocationOutcome:
+        """Revoke once, and record the event. Followers are told (`subscribe`).
+
+        Of a serial that was revoked before only the reason changes, and only to `KEY_COMPROMISE`, with the event; its
+        date stays that of the first time. Where nothing changes there is no event, and nobody is told.
 
         The serial's certificate need not be known: an orphaned intent can be revoked.
         """

@@ -18,6 +18,7 @@ from estd.audit import Event
 from estd.errors import Broken, Code, Unavailable
 from estd.store import rows
 from estd.store.contract import (
+    KEY_COMPROMISE,
     Closing,
     Conflict,
     Device,
@@ -31,6 +32,7 @@ from estd.store.contract import (
     Node,
     Outcome,
     Revocation,
+    RevocationOutcome,
     StoredCertificate,
 )
 from estd.store.gathered import Gathered
@@ -205,10 +207,15 @@ class PostgresStore:
             found = await self._pool.fetch(_FIND_DEVICE_CERTIFICATES, ecosystem_id, device, limit)
         return [rows.read_certificate(row) for row in found]
 
-    async def record_revocation(self, revocation: Revocation, event: Event) -> bool:
+    async def record_revocation(self, revocation: Revocation, event: Event) -> RevocationOutcome:
         """See `Store.record_revocation`."""
-        columns = rows.write_revocation(revocation) + rows.write_event(event)
-        return bool(await self._pool.fetch(_RECORD_REVOCATION, *columns))
+        columns, of_event = rows.write_revocation(revocation), rows.write_event(event)
+        if await self._pool.fetch(_RECORD_REVOCATION, *columns, *of_event):
+            return RevocationOutcome.REVOKED
+        # Nobody takes a revocation away, so what the first statement met is there for the second.
+        if revocation.reason == KEY_COMPROMISE and await self._pool.fetch(_RAISE_REVOCATION, *columns[:3], *of_event):
+            return RevocationOutcome.RAISED
+        return RevocationOutcome.UNCHANGED
 
     async def find_revocations(self) -> list[Revocation]:
         """See `Store.find_revocations`."""
@@ -408,6 +415,7 @@ _FIND_CERTIFICATES_BY_SERIAL = sql_of("find_certificates_by_serial")
 _FIND_NEWEST_CERTIFICATES = sql_of("find_newest_certificates")
 _FIND_DEVICE_CERTIFICATES = sql_of("find_device_certificates")
 _RECORD_REVOCATION = sql_of("record_revocation")
+_RAISE_REVOCATION = sql_of("raise_revocation")
 _FIND_REVOCATIONS = sql_of("find_revocations")
 _FIND_COMPROMISED_KEYS = sql_of("find_compromised_keys")
 _FIND_ECOSYSTEMS = sql_of("find_ecosystems")

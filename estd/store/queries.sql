@@ -301,6 +301,22 @@ WITH revoked AS (
 )
 SELECT pg_notify('estd', 'revocations') FROM revoked;
 
+-- name: raise_revocation
+-- Gives a serial that is revoked already a graver reason, with an audit event of its own that says so, and tells followers.
+WITH raised AS (
+    UPDATE revocation SET reason = $3 WHERE issuer_id = $1 AND serial = $2 AND reason <> $3
+    RETURNING issuer_id
+), logged AS (
+    INSERT INTO event (
+        at, kind, outcome, ecosystem, ecosystem_id, code, detail, identity, address, request_id, issuer_id, serial, extra
+    )
+    SELECT
+        $4::timestamptz, $5::text, $6::text, $7::text, $8::integer, $9::text, $10::text, $11::text, $12::text,
+        $13::text, $14::integer, $15::text, coalesce($16::text::jsonb, '{}') || '{"raised": true}'
+    FROM raised
+)
+SELECT pg_notify('estd', 'revocations') FROM raised;
+
 -- name: find_revocations
 -- Revocations of certificates that have not expired, and of serials whose certificate is not known.
 SELECT revocation.issuer_id, revocation.serial, revocation.reason, revocation.revoked_at

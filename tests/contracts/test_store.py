@@ -40,6 +40,7 @@ from estd.store.contract import (
     Issuance,
     NewVersion,
     Outcome,
+    RevocationOutcome,
     Store,
     StoredCertificate,
 )
@@ -382,15 +383,49 @@ async def test_revoking_once(store: Store) -> None:
     intent = await issue(store, issuer_id=issuer_id)
     revocation = make_revocation(issuer_id, intent.serial)
     event = make_event(kind="certificate.revoke")
-    assert await store.record_revocation(revocation, event) is True
-    assert await store.record_revocation(revocation, make_event()) is False
-    assert await store.record_revocation(dataclasses.replace(revocation, reason="superseded"), make_event()) is False
+    assert await store.record_revocation(revocation, event) is RevocationOutcome.REVOKED
+    for reason in (revocation.reason, "superseded"):
+        again = dataclasses.replace(revocation, reason=reason)
+        assert await store.record_revocation(again, make_event()) is RevocationOutcome.UNCHANGED
     assert await store.find_revocations() == [revocation]
     found = await store.find_certificate(issuer_id, intent.serial)
     assert found is not None
     assert found.revoked_at == revocation.revoked_at
     assert (await store.find_certificates(None, intent.device, 1))[0].revoked_at == revocation.revoked_at
     assert (await store.find_events(None, 1)) == [event]
+
+
+async def test_a_reason_rises_to_key_compromise_and_never_falls(store: Store) -> None:
+    ecosystem = await make_ecosystem(store)
+    issuer_id = ecosystem.issuers[0].issuer_id
+    intent = await issue(store, issuer_id=issuer_id, ecosystem_id=ecosystem.ecosystem_id)
+    first = make_revocation(issuer_id, intent.serial, reason="superseded")
+    told = make_event(kind="certificate.revoke", extra={"reason": "superseded"})
+    assert await store.record_revocation(first, told) is RevocationOutcome.REVOKED
+    assert await store.find_compromised_keys() == []
+    other = dataclasses.replace(first, reason="privilegeWithdrawn")
+    assert await store.record_revocation(other, make_event()) is RevocationOutcome.UNCHANGED
+    later = make_revocation(issuer_id, intent.serial, revoked_at=first.revoked_at + timedelta(days=1))
+    event = make_event(kind="certificate.revoke", extra={"reason": later.reason})
+    assert await store.record_revocation(later, event) is RevocationOutcome.RAISED
+    assert await store.find_compromised_keys() == [(ecosystem.ecosystem_id, intent.spki_sha256)]
+    for reason in (later.reason, "superseded"):
+        again = dataclasses.replace(later, reason=reason)
+        assert await store.record_revocation(again, make_event()) is RevocationOutcome.UNCHANGED
+    assert await store.find_revocations() == [dataclasses.replace(first, reason="keyCompromise")]
+    assert (await store.find_issuances([intent.request_key]))[intent.request_key].revoked_for == "keyCompromise"
+    raised = msgspec.structs.replace(event, extra={"reason": "keyCompromise", "raised": True})
+    assert [one for one in await store.find_events(None, 9) if one.kind == "certificate.revoke"] == [raised, told]
+
+
+async def test_of_two_who_revoke_at_once_the_graver_reason_stands(store: Store) -> None:
+    issuer_id = (await make_ecosystem(store)).issuers[0].issuer_id
+    for number in range(8):
+        serial = bytes([number + 1])
+        reasons = ("superseded", "keyCompromise") if number % 2 else ("keyCompromise", "superseded")
+        revocations = [make_revocation(issuer_id, serial, reason=reason) for reason in reasons]
+        await asyncio.gather(*(store.record_revocation(one, make_event()) for one in revocations))
+    assert {one.reason for one in await store.find_revocations()} == {"keyCompromise"}
 
 
 async def test_a_revocation_is_found_with_what_was_issued(store: Store) -> None:
@@ -400,7 +435,7 @@ async def test_a_revocation_is_found_with_what_was_issued(store: Store) -> None:
     await reserve(store, begun)
     for intent, reason in ((intents[0], "superseded"), (begun, "keyCompromise")):
         revocation = make_revocation(issuer_id, intent.serial, reason=reason)
-        assert await store.record_revocation(revocation, make_event())
+        assert await store.record_revocation(revocation, make_event()) is RevocationOutcome.REVOKED
     found = await store.find_issuances([intent.request_key for intent in (*intents, begun)])
     assert {key: one.revoked_for for key, one in found.items()} == {
         intents[0].request_key: "superseded",
@@ -440,7 +475,7 @@ async def test_revocations_outlive_only_unexpired_certificates(store: Store) -> 
     orphan = make_intent(issuer_id=issuer_id)
     await reserve(store, orphan)
     for intent in (unexpired, expired, orphan):
-        assert await store.record_revocation(make_revocation(issuer_id, intent.serial), make_event())
+        await store.record_revocation(make_revocation(issuer_id, intent.serial), make_event())
     assert {revocation.serial for revocation in await store.find_revocations()} == {unexpired.serial, orphan.serial}
 
 
@@ -758,7 +793,7 @@ async def test_a_refusal_is_recorded_whatever_the_stranger_sent(store: Store) ->
     stored = (await store.find_events(None, 1))[0]
     assert msgspec.structs.replace(stored, issuer_id=None) == expected
     issuer_id = (await make_ecosystem(store)).issuers[0].issuer_id
-    assert await store.record_revocation(make_revocation(issuer_id, intent.serial), event)
+    await store.record_revocation(make_revocation(issuer_id, intent.serial), event)
     assert (await store.find_events(None, 1))[0] == expected
 
 
@@ -877,10 +912,11 @@ async def test_followers_hear_of_changes_within_a_second(make_store: MakeStore) 
     assert await asyncio.wait_for(heard.get(), 1) == "ecosystems"
     issuer_id = record.issuers[0].issuer_id
     revocation = make_revocation(issuer_id, b"\x01")
-    assert await writer.record_revocation(revocation, make_event())
-    assert await asyncio.wait_for(heard.get(), 1) == "revocations"
+    for reason in ("superseded", revocation.reason):  # the second raises the reason of the first
+        await writer.record_revocation(dataclasses.replace(revocation, reason=reason), make_event())
+        assert await asyncio.wait_for(heard.get(), 1) == "revocations"
     # What changed nothing is not told.
-    assert not await writer.record_revocation(revocation, make_event())
+    assert await writer.record_revocation(revocation, make_event()) is RevocationOutcome.UNCHANGED
     with pytest.raises(Conflict):
         await writer.record_ecosystem("campus", {"other": True}, [], 0, "bo", make_event())
     await asyncio.sleep(0.1)

@@ -30,7 +30,7 @@ from store_values import (
 )
 
 from estd.errors import Unavailable
-from estd.store.contract import Closing, Outcome
+from estd.store.contract import Closing, Outcome, RevocationOutcome
 from estd.store.migrator import migrate
 from estd.store.postgres import PostgresStore
 from estd.store.private import PrivatePostgres
@@ -87,6 +87,11 @@ async def orphaned(store: PostgresStore) -> None:
 
 async def campus(store: PostgresStore) -> None:
     await store.record_ecosystem("campus", {"n": 1}, ISSUERS, 0, "ada", EVENT)
+
+
+async def revoked(store: PostgresStore) -> None:
+    await campus(store)
+    await store.record_revocation(make_revocation(1, b"\x01", reason="superseded"), EVENT)
 
 
 async def with_codes(store: PostgresStore) -> None:
@@ -162,8 +167,16 @@ CASES = [
         campus,
         lambda store: store.record_revocation(make_revocation(1, b"\x01"), EVENT),
         (sql_of("record_revocation"),),
-        True,
-        False,
+        RevocationOutcome.REVOKED,
+        RevocationOutcome.UNCHANGED,
+    ),
+    Case(
+        "record_revocation raising",
+        revoked,
+        lambda store: store.record_revocation(make_revocation(1, b"\x01"), EVENT),
+        (sql_of("raise_revocation"),),
+        RevocationOutcome.RAISED,
+        RevocationOutcome.UNCHANGED,
     ),
     Case(
         "record_ecosystem first",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import pytest
 from msgspec import structs
 from postgres_fixture import NOW, Database
 from store_values import make_event, make_intent, make_issued, make_new_issuer, make_revocation
 
 from estd.audit import Event
+from estd.auditor import hearing as hearing_module
 from estd.auditor.ecosystems import Ecosystems
 from estd.auditor.findings import Findings
 from estd.auditor.hearing import Hearing
@@ -92,6 +95,68 @@ async def test_an_orphan_has_a_certificate_that_came_late(
     await change(database, "UPDATE intent SET closed = 'orphan'")
     findings, _ = await audit(database)
     assert [one.invariant.value for one in findings.breaches] == ["vi"] * is_told
+
+
+def revoke_event(at: datetime, reason: str) -> Event:
+    return make_event(
+        kind="certificate.revoke", at=at, issuer_id=1, serial="06", extra={"device": "d", "reason": reason}
+    )
+
+
+async def revoke_twice(store: PostgresStore) -> None:
+    """A revocation whose reason is raised a day later."""
+    await store.record_ecosystem("campus", {}, [make_new_issuer()], 0, "ada", make_event())
+    for days, reason in ((0, "unspecified"), (1, "keyCompromise")):
+        at = NOW + timedelta(days=days)
+        await store.record_revocation(
+            make_revocation(1, b"\x06", reason=reason, revoked_at=at), revoke_event(at, reason)
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 500])
+async def test_a_reason_that_was_raised_is_no_breach(
+    database: Database, store: PostgresStore, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing_module, "_BATCH", batch)  # the two events are looked up one by one, or together
+    await revoke_twice(store)
+    findings, _ = await audit(database)
+    assert findings.breaches == []
+    assert findings.counts["revocations"] == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "DELETE FROM revocation",
+        "UPDATE revocation SET reason = 'unspecified'",
+        "UPDATE revocation SET reason = 'superseded'",
+        "UPDATE revocation SET revoked_at = revoked_at + interval '1 day'",
+    ],
+)
+async def test_what_was_raised_and_says_otherwise_is_told(
+    database: Database, store: PostgresStore, changed: str
+) -> None:
+    await revoke_twice(store)
+    await change(database, changed)
+    findings, _ = await audit(database)
+    assert {(one.invariant.value, one.where) for one in findings.breaches} == {("v", "revocation 1/06")}
+
+
+async def test_a_reason_that_no_event_raised_is_told(database: Database, store: PostgresStore) -> None:
+    await store.record_ecosystem("campus", {}, [make_new_issuer()], 0, "ada", make_event())
+    revocation = make_revocation(1, b"\x06", reason="unspecified", revoked_at=NOW)
+    await store.record_revocation(revocation, revoke_event(NOW, "unspecified"))
+    await database.fetch("UPDATE revocation SET reason = 'keyCompromise'")  # as whoever may raise it can
+    findings, _ = await audit(database)
+    assert [one.where for one in findings.breaches] == ["revocation 1/06"]
+
+
+async def test_an_event_that_raises_is_none_that_revokes(database: Database, store: PostgresStore) -> None:
+    await store.record_ecosystem("campus", {}, [make_new_issuer()], 0, "ada", make_event())
+    event = structs.replace(revoke_event(NOW, "keyCompromise"), extra={"reason": "keyCompromise", "raised": True})
+    await store.record_revocation(make_revocation(1, b"\x06", revoked_at=NOW), event)
+    findings, _ = await audit(database)
+    assert [one.what for one in findings.breaches] == ["no audit event says that it was made"]
 
 
 @pytest.mark.parametrize(

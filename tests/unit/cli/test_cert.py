@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from store_values import make_event, make_intent, make_issued, make_new_issuer
 
 from estd.cli import cert as module
 from estd.cli.cert import cert
+from estd.errors import Invalid
 from estd.store.postgres import PostgresStore
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -66,9 +68,27 @@ def test_a_device_loses_all_of_its_certificates_and_nobody_else(
     assert [one for one in asyncio.run(look()) if one[0] == "campus pump"] == valid
     told = CliRunner().invoke(cert, [*revoke, "--json"])
     assert told.exit_code == 0, told.output
-    assert asyncio.run(look()) == [
-        ("campus pump", False),
-        *[("campus pump", True)] * 7,
-        ("campus valve", False),
-        ("harbour pump", False),
-    ]
+    others = [("campus valve", False), ("harbour pump", False)]
+    assert asyncio.run(look()) == [("campus pump", False), *[("campus pump", True)] * 7, *others]
+    # Whoever has its keys, old ones too, gets nothing for them.
+    compromised = [*revoke, "--reason", "keyCompromise"]
+    told = CliRunner().invoke(cert, [*compromised, "--yes"])
+    assert told.exit_code == 0, told.output
+    lines = [line.split("  ", 2)[2] for line in told.output.splitlines()]
+    raised = ["was revoked before; the reason is keyCompromise now"] * 7
+    assert sorted(lines) == sorted([*raised, "revoked (it had expired)"])
+    assert asyncio.run(look()) == [*[("campus pump", True)] * 8, *others]
+    told = CliRunner().invoke(cert, [*compromised, "--json"])
+    assert [one["outcome"] for one in json.loads(told.output)] == ["unchanged"] * 8
+    none = CliRunner().invoke(cert, [*compromised[:2], "zz", *compromised[3:], "--yes"], standalone_mode=False)
+    assert isinstance(none.exception, Invalid)
+    assert "never had a certificate there" in str(none.exception)
+
+    async def count_keys() -> int:
+        store = await PostgresStore.connect(database.url)
+        try:
+            return len(await store.find_compromised_keys())
+        finally:
+            await store.close()
+
+    assert asyncio.run(count_keys()) == 8

@@ -67,11 +67,23 @@ async def test_history_is_not_rewritten(table: str, column: str, store: Postgres
     intent = make_intent(issuer_id=record.issuers[0].issuer_id)
     await store.reserve_intents([intent])
     await store.record_issued([make_issued(intent)])
-    await store.record_revocation(make_revocation(intent.issuer_id, intent.serial), make_event())
+    revocation = make_revocation(intent.issuer_id, intent.serial, reason="superseded")
+    await store.record_revocation(revocation, make_event())
     for sql in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = 'x'", f"TRUNCATE {table} CASCADE"):
         with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
             await database.fetch(sql)
     assert len(await database.fetch(f"SELECT 1 FROM {table}")) >= 1
+
+
+@pytest.mark.parametrize("also", ["revoked_at = now()", "serial = '\\x07'"])
+async def test_nothing_of_a_revocation_changes_with_its_reason(
+    also: str, store: PostgresStore, database: Database
+) -> None:
+    record = await store.record_ecosystem("campus", {}, [make_new_issuer()], 0, "ada", make_event())
+    revocation = make_revocation(record.issuers[0].issuer_id, b"\x01", reason="superseded")
+    await store.record_revocation(revocation, make_event())
+    with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
+        await database.fetch(f"UPDATE revocation SET reason = 'keyCompromise', {also}")
 
 
 async def test_a_code_freed_while_its_own_request_asks_again_is_held_again(
