@@ -133,8 +133,10 @@ def test_estd_serves_with_no_more_rights_than_these(migrated: Site) -> None:
         migrated.enroll("pump-1")
         renewed = migrated.renew("pump-1")
         assert renewed.returncode == 0, renewed.stderr
-        done = migrated.estd("estd_admin", "cert", "revoke", "--ecosystem", "plant", "--device", "pump-1", "--yes")
-        assert done.returncode == 0, done.stderr
+        revoke = ("cert", "revoke", "--ecosystem", "plant", "--device", "pump-1", "--yes")
+        for reason in ("unspecified", "keyCompromise"):
+            done = migrated.estd("estd_admin", *revoke, "--reason", reason)
+            assert done.returncode == 0, done.stderr
         code = migrated.estd("estd_admin", "code", "create", "--ecosystem", "plant", "--device", "pump-9")
         assert code.returncode == 0, code.stderr
         revoked = migrated.estd("estd_admin", "code", "revoke", "pump-9", "--ecosystem", "plant")
