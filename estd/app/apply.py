@@ -4,6 +4,9 @@ Issuers that the document names and the store lacks are made here: a key, a CA c
 sealed under the key-encryption key. They are stored in the same transaction as the version that first names them, so
 there is never an issuer without rules or rules without their issuer. A key is unsealed only to sign a new issuer below it.
 
+Over rules that this version cannot read they are applied as well, as long as their issuers can be told from one another:
+who stays and who is made anew is decided there as it is anywhere else.
+
 Before anything is written all documents are held against each other, what exists and the time (`estd.ca.prospects`); what
 others write meanwhile the store notices.
 
@@ -24,8 +27,8 @@ from typing import Any, Final
 from estd.app.submitted import Submitted, submit
 from estd.audit import Event
 from estd.ca.authority import read_authority
-from estd.ca.changes import decide_changes, decide_new_issuers
-from estd.ca.ecosystem import Ecosystem, load_document, peek_labels, write_document
+from estd.ca.changes import decide_changes, decide_new_issuers, describe_anew
+from estd.ca.ecosystem import Ecosystem, load_document, load_issuers, peek_labels, peek_profiles, write_document
 from estd.ca.hierarchy import IssuerSpec
 from estd.ca.issuer import RANDOM_BYTES, issue_authority
 from estd.ca.prospects import find_hindrances
@@ -196,6 +199,8 @@ class _Plan:
         self._current = next((record for record in records if record.label == rules.label), None)
         self._version = 0 if self._current is None else self._current.version
         self._old: Ecosystem | None = None
+        """What is in force; where this version cannot read that, its issuers under the rules that are to come."""
+        self._is_unread = False
         self._issuers: list[NewIssuer] = []
         self._warnings: list[str] = []
         self.changes: list[str] = []
@@ -203,7 +208,7 @@ class _Plan:
     def check(self, kek: bytes, records: Sequence[EcosystemRecord], *, new_key: bool) -> list[Problem]:
         """Why it cannot be applied; the new issuers are made here."""
         try:
-            self._old = None if self._current is None else load_document(self._current.document)
+            self._read_old()
         except Invalid as invalid:
             return self._locate(invalid.problems)
         try:
@@ -214,7 +219,10 @@ class _Plan:
         except Invalid as invalid:
             # Of the key-encryption key, which is that of all documents.
             return self._locate(invalid.problems) if new_key else invalid.problems
-        self.changes = decide_changes(self._old, self._rules)
+        if self._is_unread:
+            self.changes = describe_anew(() if self._old is None else self._old.issuers, self._rules)
+        else:
+            self.changes = decide_changes(self._old, self._rules)
         self._issuers, problems = _try_issuers(kek, self._old, self._rules, self._current, self._now)
         new = decide_new_issuers(self._old, self._rules)
         known = () if self._current is None else self._current.issuers
@@ -234,8 +242,8 @@ class _Plan:
         """What applying it does."""
         if not self.changes:
             return Applied(self._rules.label, self._version, [], changed=False, warnings=tuple(self._warnings))
-        if self._old is not None and self._current is not None:
-            gone = sorted(self._old.profiles.keys() - self._rules.profiles.keys())
+        if self._current is not None:
+            gone = sorted(peek_profiles(self._current.document) - self._rules.profiles.keys())
             out = await store.count_certificates(self._current.ecosystem_id, gone, _COUNTED) if gone else {}
             self._warnings += [_write_gone(name, out[name]) for name in gone if name in out]
         return Applied(self._rules.label, self._version + 1, self.changes, changed=True, warnings=tuple(self._warnings))
@@ -258,6 +266,28 @@ class _Plan:
             },
         )
         return NewVersion(self._rules.label, document, self._issuers, self._version, applied_by, event)
+
+    def _read_old(self) -> None:
+        if self._current is None:
+            return
+        try:
+            self._old = load_document(self._current.document)
+            return
+        except Invalid as invalid:
+            self._is_unread = True
+            why = invalid.problems
+        self._warnings.append(f"version {self._version} takes the place of one that cannot be read here: {why[0]}")
+        stored = {issuer.name for issuer in self._current.issuers}
+        try:
+            issuers = load_issuers(self._current.document)
+        except Invalid as invalid:
+            # Which of them stay cannot be told then, and one that should stay must not be made anew.
+            if stored.isdisjoint(spec.name for spec in self._rules.issuers):
+                return
+            what = f"cannot be read here, and so not which of them stay ({invalid.problems[0]})"
+            remedy = "Apply it with the version of estd that wrote the rules in force, or give all issuers other names."
+            raise Invalid([Problem("issuer", f"the issuers in force {what}", remedy)]) from None
+        self._old = replace(self._rules, issuers=issuers)
 
     def _locate(self, problems: Iterable[Problem]) -> list[Problem]:
         return [Problem(self._document.where(one.where), one.what, one.remedy) for one in problems]

@@ -6,7 +6,8 @@ Compares canonical documents, so that two spellings of one rule are no change. P
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cryptography import x509
@@ -48,6 +49,20 @@ def decide_changes(old: Ecosystem | None, new: Ecosystem) -> list[str]:
         elif before[path] != after[path]:
             lines.append(f"{path}: {before[path]} → {after[path]}")
     lines += _describe_issuers(old, new)
+    return lines
+
+
+def describe_anew(issuers: Sequence[IssuerSpec], new: Ecosystem) -> list[str]:
+    """The same over a version of which only the issuers can be read: one line for whatever is in the new one."""
+    old = replace(new, issuers=tuple(issuers))
+    known, made = {issuer.name for issuer in issuers}, decide_new_issuers(old, new)
+    lines = ["the version in force cannot be read here, so all rules are shown as new"]
+    lines += [
+        f"issuer {one.name!r} stays as it is" for one in new.issuers if one.name in known and one.name not in made
+    ]
+    lines += _describe_issuers(old, new)
+    lines += [f"anchor {anchor.name!r}" for anchor in new.anchors]
+    lines += [f"profile {name!r}" for name in new.profiles]
     return lines
 
 

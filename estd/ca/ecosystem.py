@@ -107,6 +107,27 @@ def load_document(document: Mapping[str, Any]) -> Ecosystem:
     return _read(document, Problems("stored document"), None)
 
 
+def load_issuers(document: Mapping[str, Any]) -> tuple[IssuerSpec, ...]:
+    """The issuers of a stored document, also of one in which this version cannot read something else.
+
+    Raises:
+        Invalid: its issuers it cannot read either.
+    """
+    problems = Problems("stored document")
+    tables = Table({key: document[key] for key in ("issuer",) if key in document}, "", problems).tables(
+        "issuer", "name"
+    )
+    issuers = read_issuers(tables, problems, "", None, None)  # a stored document spells out every subject
+    problems.check()
+    return issuers
+
+
+def peek_profiles(document: Mapping[str, Any]) -> set[str]:
+    """The names of the profiles in a stored document, also in one of which this version can read nothing else."""
+    profiles = document.get("profile")
+    return set(profiles) if isinstance(profiles, Mapping) else set()
+
+
 def peek_labels(document: Mapping[str, Any]) -> set[str]:
     """The labels in a stored document, also in one of which this version can read nothing else."""
     profiles = document.get("profile")

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from estd.ca.ecosystem import Ecosystem, Limits, load_document, peek_labels, read_document, write_document
+from estd.ca.ecosystem import (
+    Ecosystem,
+    Limits,
+    load_document,
+    load_issuers,
+    peek_labels,
+    peek_profiles,
+    read_document,
+    write_document,
+)
 from estd.errors import Invalid
 
 FULL = """
@@ -83,6 +92,7 @@ def test_what_is_stored_stands_on_its_own(read: Callable[..., Ecosystem], maker:
     assert through_json == document
     assert load_document(through_json) == ecosystem
     assert write_document(load_document(through_json)) == document
+    assert load_issuers(through_json) == ecosystem.issuers
 
 
 def test_spelling_makes_no_difference(read: Callable[..., Ecosystem], minimal: str) -> None:
@@ -195,6 +205,17 @@ def test_labels_are_found_in_what_cannot_be_read(read: Callable[..., Ecosystem],
     assert peek_labels({**document, "format": 99, "profile": {"a": {"label": 7}, "b": None}}) == {"plant"}
     for strange in ({}, {"ecosystem": None, "profile": ["label"]}, {"ecosystem": {"label": ["plant"]}}):
         assert peek_labels(strange) == set()
+
+
+def test_issuers_and_names_are_read_where_the_rest_cannot_be(read: Callable[..., Ecosystem], minimal: str) -> None:
+    rules = read(minimal)
+    document = {**write_document(rules), "format": 99, "profile": {"a": 7, "b": {"what": 1}}, "what": None}
+    assert load_issuers(document) == rules.issuers
+    assert peek_profiles(document) == {"a", "b"}
+    assert peek_profiles({"profile": [7]}) == set()
+    for strange in ({}, {"issuer": 7}, {"issuer": [7]}, {"issuer": [{**document["issuer"][0], "what": 1}]}):
+        with pytest.raises(Invalid, match="stored document: issuer"):
+            load_issuers(strange)
 
 
 def test_a_stored_document_that_was_tampered_with_is_refused(read: Callable[..., Ecosystem], minimal: str) -> None:
