@@ -16,11 +16,11 @@ from estd.app.access import find_user, get_ecosystem, open_store
 from estd.app.playground import write_codes
 from estd.audit import Event
 from estd.ca.document import DURATION_REMEDY, read_duration
-from estd.ca.ecosystem import load_document
 from estd.ca.profile import Profile
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, ecosystem_option, json_option, may_ask, read_device, server_options
 from estd.cli.output import note, save, write_json, write_table, write_time
+from estd.cli.rules import get_rules
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
 from estd.ra.admission import write_code_subject
@@ -323,7 +323,7 @@ def _make_all(
 
 def _check_profile(record: EcosystemRecord, profile: str | None) -> list[Profile]:
     """The profiles that such a code is good for."""
-    profiles = load_document(record.document).profiles.values()
+    profiles = get_rules(record).profiles.values()
     taking = {one.name: one for one in profiles if "code" in one.enroll}
     if not taking:
         what = "has no profile that takes codes"

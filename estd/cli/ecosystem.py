@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from estd.app.access import find_visible, get_ecosystem, open_store
-from estd.ca.ecosystem import Ecosystem, load_document
+from estd.ca.ecosystem import Ecosystem, peek_profiles
 from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_facts, write_json, write_table, write_time
+from estd.cli.rules import InForce, get_rules, note_unread, read_rules
 from estd.config import Config
 from estd.store.contract import EcosystemRecord
 
@@ -30,24 +31,14 @@ def ecosystem() -> None:
 @json_option
 def list_ecosystems(config: Config, as_json: bool) -> None:
     """List the ecosystems of a server."""
-    records = run_async(_find(config))
+    found = [read_rules(record) for record in run_async(_find(config))]
+    note_unread(found)
     if as_json:
-        write_json([_as_json(record) for record in records])
+        write_json([_as_json(one) for one in found])
         return
     write_table(
-        ("label", "name", "version", "profiles", "makers", "applied", "by"),
-        [
-            (
-                record.label,
-                rules.name,
-                str(record.version),
-                ", ".join(rules.profiles),
-                ", ".join(anchor.name for anchor in rules.anchors),
-                write_time(record.applied_at),
-                record.applied_by,
-            )
-            for record, rules in ((record, load_document(record.document)) for record in records)
-        ],
+        ("label", "name", "version", "profiles", "makers", "applied", "by", "state"),
+        [_write_row(one) for one in found],
         "There is no ecosystem yet. Make one: estd apply FILE",
     )
 
@@ -59,10 +50,10 @@ def list_ecosystems(config: Config, as_json: bool) -> None:
 def show(label: str, config: Config, as_json: bool) -> None:
     """Show the rules in force in one ecosystem."""
     record = run_async(_get(config, label))
+    rules = get_rules(record)
     if as_json:
-        write_json({**_as_json(record), "document": record.document})
+        write_json({**_as_json(InForce(record, rules)), "document": record.document})
         return
-    rules = load_document(record.document)
     write_facts(
         f"{rules.name} ({label})",
         [
@@ -88,18 +79,35 @@ def _describe_profile(rules: Ecosystem, name: str) -> str:
     return f"{name}: at {path or 'no label'}, for {', '.join(profile.enroll) or 'nobody'}"
 
 
-def _as_json(record: EcosystemRecord) -> dict[str, object]:
-    rules = load_document(record.document)
+def _write_row(one: InForce) -> tuple[str, ...]:
+    record, rules = one.record, one.rules
+    return (
+        record.label,
+        "" if rules is None else rules.name,
+        str(record.version),
+        ", ".join(sorted(peek_profiles(record.document)) if rules is None else rules.profiles),
+        "" if rules is None else ", ".join(anchor.name for anchor in rules.anchors),
+        write_time(record.applied_at),
+        record.applied_by,
+        one.told,
+    )
+
+
+def _as_json(one: InForce) -> dict[str, object]:
+    record, rules = one.record, one.rules
+    of_record = {"label": record.label, "version": record.version}
+    applied = {"applied_at": record.applied_at, "applied_by": record.applied_by}
+    if rules is None:
+        return {**of_record, "profiles": sorted(peek_profiles(record.document)), **applied, **one.as_json()}
     return {
-        "label": record.label,
+        **of_record,
         "name": rules.name,
-        "version": record.version,
         "default_profile": rules.default_profile,
         "profiles": list(rules.profiles),
         "issuers": [spec.name for spec in rules.issuers],
         "anchors": [anchor.name for anchor in rules.anchors],
-        "applied_at": record.applied_at,
-        "applied_by": record.applied_by,
+        **applied,
+        **one.as_json(),
     }
 
 

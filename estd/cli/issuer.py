@@ -13,15 +13,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.asn1.spki import key_type
-from estd.ca.ecosystem import load_document
+from estd.ca.ecosystem import load_issuers
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, ecosystem_option, json_option, server_options
 from estd.cli.output import note, save, write_facts, write_json, write_table, write_time
+from estd.cli.rules import InForce, get_rules, note_unread, read_rules
 from estd.config import Config
 from estd.device.answers import serial_text, write_pem
 from estd.errors import Invalid, Problem
 from estd.names import fingerprint, read_name
-from estd.store.contract import EcosystemRecord, IssuerRecord
+from estd.store.contract import IssuerRecord
 
 
 @click.group(short_help="Look at CA certificates and export them.")
@@ -47,6 +48,7 @@ class _Issuer:
     parent: str | None
     active: bool
     """The newest of its name, and the document in force names it."""
+    rules: InForce
 
     @property
     def subject(self) -> str:
@@ -84,6 +86,7 @@ class _Issuer:
             "validity": self.validity,
             "sha256": fingerprint(self.record.certificate),
             "has_key": self.record.sealed_key is not None,
+            "rules": self.rules.as_json(),
         }
 
 
@@ -157,6 +160,8 @@ def export(label: str, name: str | None, roots: bool, out: Path | None, config: 
     found = [one for one in run_async(_find(config, label)) if one.active]
     if name is not None:
         found = [_get(found, name, label)]
+    else:
+        _check_named(found)
     chosen = sorted((one for one in found if not (roots and one.parent)), key=lambda one: one.parent is not None)
     if not chosen:
         what = f"is no root of {label!r}" if name else "has no issuer with a certificate yet"
@@ -178,6 +183,8 @@ def _state(one: _Issuer) -> str:
         return "replaced"
     if one.validity != "valid":
         return one.validity
+    if one.rules.rules is None:
+        return f"rules cannot be read: {one.rules.why}"
     return "signs" if one.record.sealed_key is not None else "certificate only"
 
 
@@ -190,14 +197,29 @@ def _get(found: Iterable[_Issuer], name: str, label: str) -> _Issuer:
     return by_name[name]
 
 
+def _check_named(found: Iterable[_Issuer]) -> None:
+    """Nobody is to trust a CA because it could not be told that it is gone."""
+    for record in {one.label: one.rules.record for one in found}.values():
+        try:
+            load_issuers(record.document)
+        except Invalid:
+            get_rules(record)
+
+
 async def _find(config: Config, label: str | None) -> list[_Issuer]:
     async with open_store(config) as store:
         records = await find_visible(store) if label is None else [await get_ecosystem(store, label)]
-    return [one for record in records for one in _read(record)]
+    found = [read_rules(record) for record in records]
+    note_unread(found)
+    return [issuer for one in found for issuer in _read(one)]
 
 
-def _read(record: EcosystemRecord) -> list[_Issuer]:
-    named = {spec.name for spec in load_document(record.document).issuers}
+def _read(rules: InForce) -> list[_Issuer]:
+    record = rules.record
+    try:
+        named = {spec.name for spec in load_issuers(record.document)}
+    except Invalid:
+        named = {one.name for one in record.issuers}  # which of them are gone cannot be told
     newest = {one.name: one.issuer_id for one in record.issuers}
     names = {one.issuer_id: one.name for one in record.issuers}
     return [
@@ -207,6 +229,7 @@ def _read(record: EcosystemRecord) -> list[_Issuer]:
             x509.load_der_x509_certificate(one.certificate),
             None if one.parent_id is None else names[one.parent_id],
             one.name in named and newest[one.name] == one.issuer_id,
+            rules,
         )
         for one in record.issuers
     ]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from estd.app.access import find_visible, get_ecosystem, open_store
 from estd.asn1.oids import NAMES
 from estd.ca.document import write_duration
-from estd.ca.ecosystem import Ecosystem, load_document
+from estd.ca.ecosystem import Ecosystem, peek_profiles
 from estd.ca.ecosystems import READY
 from estd.ca.profile import Profile, write_profile
 from estd.ca.validity import write_validity
 from estd.cli.loop import run_async
 from estd.cli.options import json_option, server_options
 from estd.cli.output import write_facts, write_json, write_table
+from estd.cli.rules import InForce, get_rules, note_unread, read_rules
 from estd.config import Config
 from estd.errors import Invalid, Problem
+from estd.store.contract import EcosystemRecord
 
 
 @click.group(short_help="Look at the rules for certificates.")
@@ -37,24 +41,14 @@ def profile() -> None:
 @json_option
 def list_profiles(label: str | None, config: Config, as_json: bool) -> None:
     """List profiles."""
-    found = [(rules, one) for rules in run_async(_find(config, label)) for one in rules.profiles.values()]
+    found = [read_rules(record) for record in run_async(_find(config, label))]
+    note_unread(found)
     if as_json:
-        write_json([{"ecosystem": rules.label, "profile": one.name, **write_profile(one)} for rules, one in found])
+        write_json([row for one in found for row in _write_json(one)])
         return
     write_table(
-        ("profile", "ecosystem", "path", "who may enroll", "renewal", "keys", "validity"),
-        [
-            (
-                one.name,
-                rules.label,
-                _path(rules, one),
-                ", ".join(one.enroll),
-                one.renew,
-                ", ".join(one.keys),
-                write_validity(one.validity),
-            )
-            for rules, one in found
-        ],
+        ("profile", "ecosystem", "path", "who may enroll", "renewal", "keys", "validity", "state"),
+        [row for one in found for row in _write_rows(one)],
         "There is no profile yet. Write one into an ecosystem's document: estd apply FILE",
     )
 
@@ -66,7 +60,8 @@ def list_profiles(label: str | None, config: Config, as_json: bool) -> None:
 @json_option
 def show(name: str, label: str, config: Config, as_json: bool) -> None:
     """Show one profile in full."""
-    [rules] = run_async(_find(config, label))
+    [record] = run_async(_find(config, label))
+    rules = get_rules(record)
     if name not in rules.profiles:
         remedy = f"Known there: {', '.join(rules.profiles)}."
         raise Invalid([Problem(f"profile {name!r}", f"does not exist in {label!r}", remedy)])
@@ -133,7 +128,40 @@ def _path(rules: Ecosystem, one: Profile) -> str:
     return f"/.well-known/est/{rules.label}/" if one.name == rules.default_profile else ""
 
 
-async def _find(config: Config, label: str | None) -> list[Ecosystem]:
+def _write_json(found: InForce) -> list[dict[str, object]]:
+    label, rules = found.record.label, found.rules
+    if rules is None:
+        return [{"ecosystem": label, "profile": name, **found.as_json()} for name in _names_of(found)]
+    return [
+        {"ecosystem": label, "profile": one.name, **write_profile(one), **found.as_json()}
+        for one in rules.profiles.values()
+    ]
+
+
+def _write_rows(found: InForce) -> list[tuple[str, ...]]:
+    label, rules = found.record.label, found.rules
+    if rules is None:
+        return [(name or "(unknown)", label, "", "", "", "", "", found.told) for name in _names_of(found)]
+    return [
+        (
+            one.name,
+            label,
+            _path(rules, one),
+            ", ".join(one.enroll),
+            one.renew,
+            ", ".join(one.keys),
+            write_validity(one.validity),
+            found.told,
+        )
+        for one in rules.profiles.values()
+    ]
+
+
+def _names_of(found: InForce) -> Sequence[str | None]:
+    """The names of profiles in rules that cannot be read; one that is none where not even those can."""
+    return sorted(peek_profiles(found.record.document)) or [None]
+
+
+async def _find(config: Config, label: str | None) -> list[EcosystemRecord]:
     async with open_store(config) as store:
-        records = await find_visible(store) if label is None else [await get_ecosystem(store, label)]
-    return [load_document(record.document) for record in records]
+        return await find_visible(store) if label is None else [await get_ecosystem(store, label)]

@@ -11,6 +11,7 @@ from factory import KEK, make_maker, make_record, make_rules
 
 from estd.app.apply import _make_issuers
 from estd.cli.issuer import _Issuer, _read, _state
+from estd.cli.rules import read_rules
 
 RULES = make_rules(make_maker())
 
@@ -20,7 +21,7 @@ def read(made_at: datetime) -> list[_Issuer]:
     made = {issuer.name: issuer.certificate for issuer in _make_issuers(KEK, None, RULES, None, made_at)}
     record = make_record(RULES)
     issuers = tuple(replace(issuer, certificate=made[issuer.name]) for issuer in record.issuers)
-    return _read(replace(record, issuers=issuers))
+    return _read(read_rules(replace(record, issuers=issuers)))
 
 
 @pytest.mark.parametrize(("days", "state"), [(0, "signs"), (-365 * 40, "expired"), (30, "not yet valid")])
