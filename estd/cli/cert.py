@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from estd.app.access import find_user, get_ecosystem, open_store
 from estd.asn1.oids import OIDS
 from estd.audit import Event
 from estd.cli.loop import run_async
-from estd.cli.options import json_option, may_ask, read_device, server_options
+from estd.cli.options import json_option, read_device, server_options
 from estd.cli.output import write_facts, write_json, write_line, write_span, write_table, write_time
 from estd.config import Config
 from estd.device.answers import write_pem
@@ -205,13 +206,13 @@ def revoke(
     For keyCompromise the key gets no certificate any more, whoever asks. A device's certificates that have ended or were
     revoked for another reason are taken with the others then: who has their keys might ask for new ones.
 
-    You are asked first. Where there is nobody to ask, say --yes; with --json it is done without asking.
+    At a terminal you are asked first, unless you say --yes or --json.
     """
     if bool(serials) == (device is not None) or (device is None) != (label is None):
         raise click.UsageError("Name serial numbers, or --device with its --ecosystem.")
     found = run_async(_choose(config, serials, device, label, reason))
     now = _now()
-    if may_ask(yes=yes, as_json=as_json):
+    if not yes and not as_json and sys.stdin.isatty():  # what a script names one by one it means
         for one in found:
             write_line(f"{one.serial}  {one.stored.device}  {one.label}  {one.describe(now)}")
         what = "this certificate" if len(found) == 1 else f"these {len(found)} certificates"

@@ -520,7 +520,7 @@ async def make_records(stage: Stage, say: Callable[[str], None]) -> None:
         connection.close()
     for name, _ in codes[:REVOCATIONS]:
         place = ["--dir", stage.place.directory, "--ecosystem", LABELS[0]]
-        revoke = [ESTD, "cert", "revoke", "--device", name, "--reason", "keyCompromise", *place]
+        revoke = [ESTD, "cert", "revoke", "--device", name, "--reason", "keyCompromise", "--yes", *place]
         subprocess.run(revoke, check=True, capture_output=True)
     stage.stop()
     say(f"{REQUESTS + CODES} certificates, {REFUSALS} refusals and {REVOCATIONS} revocations are on record")

@@ -47,9 +47,6 @@ def test_a_device_loses_all_of_its_certificates_and_nobody_else(
     settings = tmp_path / "estd.toml"
     settings.write_text(f'data_directory = "{tmp_path}/data"\n[database]\nurl = "{database.url}"\n', encoding="utf-8")
     revoke = ["revoke", "--device", "pump", "--ecosystem", "campus", "--config", str(settings)]
-    refused = CliRunner().invoke(cert, revoke)
-    assert refused.exit_code == 2
-    assert "add --yes" in refused.output
     none = CliRunner().invoke(cert, ["list", "--device", "zz", "--config", str(settings)])
     assert none.output == "No certificate of device 'zz' here.\n"
 
