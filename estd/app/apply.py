@@ -275,8 +275,8 @@ class _Plan:
             return
         except Invalid as invalid:
             self._is_unread = True
-            why = invalid.problems
-        self._warnings.append(f"version {self._version} takes the place of one that cannot be read here: {why[0]}")
+            why = f"{invalid.problems[0].where}: {invalid.problems[0].what}"
+        self._warnings.append(f"version {self._version}, in force so far, cannot be read here ({why})")
         stored = {issuer.name for issuer in self._current.issuers}
         try:
             issuers = load_issuers(self._current.document)
