@@ -7,8 +7,8 @@ outside is read by these functions, or between `reading` and its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Final
 
 from cryptography import x509
@@ -19,15 +19,26 @@ class Unreadable(ValueError):
     """The library refuses these octets; the text says why in its words."""
 
 
-@contextmanager
-def reading() -> Iterator[None]:
+class _Reading:
+    """One for all: every request passes through it a few times."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyError):
+            raise Unreadable(f"a value that it does not know: {error}") from None
+        if isinstance(error, _REFUSALS):
+            raise Unreadable(str(error)) from None
+
+
+def reading() -> AbstractContextManager[None]:
     """Whatever the library raises in here because of what it reads is raised as `Unreadable`."""
-    try:
-        yield
-    except KeyError as unknown:
-        raise Unreadable(f"a value that it does not know: {unknown}") from None
-    except _REFUSALS as error:
-        raise Unreadable(str(error)) from None
+    return _READING
 
 
 def read_certificate(der: bytes) -> x509.Certificate:
@@ -62,6 +73,7 @@ def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
 
 # --- private ---------------------------------------------------------------------------------------------------------
 
+_READING: Final = _Reading()
 _REFUSALS: Final = (
     ValueError,
     TypeError,
