@@ -198,7 +198,7 @@ class Admission:
             kind="code",
             identity=f"code:{match.code_id}:{device}",
             device=device,
-            subject=write_code_subject(device) if place.profile.subject == "credential" else EMPTY_NAME,
+            subject=write_code_subject(_spell(user, device)) if place.profile.subject == "credential" else EMPTY_NAME,
             san=None,
             code=match,
         )
@@ -231,7 +231,7 @@ def hash_secret(secret: str) -> bytes:
 
 
 def write_code_subject(device: str) -> bytes:
-    """The subject (DER Name) that a code stands for: its device's name on record, however it was typed.
+    """The subject (DER Name) that a code stands for.
 
     Raises:
         Refused: SUBJECT_REFUSED, the name is longer than the 64 characters of a common name.
@@ -250,6 +250,12 @@ def read_user(authorization: str | None) -> str | None:
 
 
 # --- private -------------------------------------------------------------------------------------------------------
+
+
+def _spell(user: str, device: str) -> str:
+    """The device's name on record, with capital and small letters as typed: a record has small ones alone."""
+    typed = " ".join(user.split())
+    return typed if typed.isascii() and typed.lower() == device else device
 
 
 def _write_credential(path: Path, stored: StoredCertificate | None) -> Credential:
