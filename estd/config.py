@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -39,7 +39,7 @@ class Config:
     key_credential: str | None = None
     blocklist: Path | None = None
     """SHA-256 of public keys that are never certified (`estd.ca.blocklist`)."""
-    tls_names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    tls_names: tuple[str, ...] = ("127.0.0.1",)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     default_ecosystem: str | None = None
@@ -163,7 +163,7 @@ def _check(path: Path, values: dict[str, Any], problems: list[Problem]) -> Confi
     here = {one.name: values.get(one.name, one.default) for one in fields(Config)}
     if is_one_port(here["address"], here["port"], here["ops_address"], here["ops_port"]):
         problems.append(Problem(f"{path}: ops.port", "is listen.port, which devices use", "Choose another port."))
-    _check_names(path, values, problems)
+    problems += check_tls_names(f"{path}: tls.names", values.get("tls_names", []))
     problems.extend(
         Problem(f"{path}: processes.{key}", "is out of range", "Use 0 (automatic) to 256.")
         for key in ("workers", "signers")
@@ -222,16 +222,18 @@ def write_tls_name(name: str) -> str:
     return f"ip:{name}"
 
 
-def _check_names(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> None:
-    names = values.get("tls_names", [])
+def check_tls_names(where: str, names: Sequence[str]) -> list[Problem]:
+    """What is wrong with the names that a server's certificate is to carry; `where` says who gave them."""
+    problems = []
     for name in names:
         try:
             write_san([write_tls_name(name)])
         except Refused:
             remedy = "Name hosts and addresses as devices call them: ca.plant.example, 192.0.2.7."
-            problems.append(Problem(f"{path}: tls.names", f"{name!r} is neither a host name nor an address", remedy))
+            problems.append(Problem(where, f"{name!r} is neither a host name nor an address", remedy))
     if len(names) > _NAMES_AT_MOST:
-        problems.append(Problem(f"{path}: tls.names", "are too many", f"Name at most {_NAMES_AT_MOST}."))
+        problems.append(Problem(where, "are too many", f"Name at most {_NAMES_AT_MOST}."))
+    return problems
 
 
 def _read_url(path: Path, values: dict[str, Any], problems: list[Problem]) -> None:

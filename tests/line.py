@@ -13,6 +13,7 @@ from types import TracebackType
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import pkcs7
+from live_server import NAME
 
 EST = "/.well-known/est/"
 
@@ -48,7 +49,7 @@ class Line:
         certificate: Path | None = None,
         key: Path | None = None,
         *,
-        name: str | None = "localhost",
+        name: str | None = NAME,
         version: ssl.TLSVersion | None = None,
     ) -> None:
         """`name` is the SNI, None for none; that the server's certificate is valid is checked all the same."""
@@ -93,7 +94,7 @@ class Line:
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """One request and its answer."""
-        fields = {"Host": "localhost", "Content-Length": str(len(body)), **(headers or {})}
+        fields = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **(headers or {})}
         if self._is_over:
             self.tls.close()
             self.tls = self.connect()

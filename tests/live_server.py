@@ -36,6 +36,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 NORTH = "campus-north"
 SOUTH = "campus-south"
+NAME = "est.lab.example"
+"""What the server's certificate calls it besides its addresses."""
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -139,7 +141,7 @@ class Live:
         """The certificates that verify the server's own."""
         return self.directory / "trust.pem"
 
-    def url(self, operation: str, label: str | None = None, host: str = "localhost") -> str:
+    def url(self, operation: str, label: str | None = None, host: str = "127.0.0.1") -> str:
         """The address of an EST operation (RFC 7030 §3.2.2)."""
         return f"https://{host}:{self.port}/.well-known/est/{label + '/' if label else ''}{operation}"
 
@@ -302,7 +304,7 @@ def live() -> Iterator[Live]:
         log = folder / "estd.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [program, "quickstart", "--dir", folder / "server", "--port", "0", "--ops-port", "0"],
+                [program, "quickstart", "--dir", folder / "server", "--port", "0", "--ops-port", "0", "--name", NAME],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

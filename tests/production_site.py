@@ -99,7 +99,7 @@ class Site:
             "estd",
             "enroll",
             "--url",
-            f"https://localhost:{self.port}",
+            f"https://127.0.0.1:{self.port}",
             "--label",
             "plant",
         ]

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from live_server import Device, Live, judge, run
+from live_server import NAME, Device, Live, judge, run
 
 _LABEL = "EXPORTER-Channel-Binding"
 _SECONDS = 20.0
@@ -51,7 +51,7 @@ class Client:
         assert self._process.stdin is not None
         body = bound_request(folder, device, binding)
         head = (
-            "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+            "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/pkcs10\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._process.stdin.write(head.encode() + body)
@@ -91,7 +91,7 @@ def connect_openssl(live: Live, device: Device, version: str) -> Client:
     """A connection of s_client, with the TLS version ``1.2`` or ``1.3``."""
     return Client(
         [
-            *("openssl", "s_client", "-connect", f"localhost:{live.port}", "-servername", "localhost"),
+            *("openssl", "s_client", "-connect", f"127.0.0.1:{live.port}", "-servername", NAME),
             *("-CAfile", live.trust, "-verify_return_error", "-nocommands", f"-tls{version.replace('.', '_')}"),
             *("-cert", device.certificate, "-key", device.key),
             *("-keymatexport", _LABEL, "-keymatexportlen", "32"),
@@ -104,7 +104,7 @@ def connect_gnutls(live: Live, device: Device, version: str) -> Client:
     """The same with gnutls-cli."""
     return Client(
         [
-            *("gnutls-cli", "--port", str(live.port), "--x509cafile", live.trust, "localhost"),
+            *("gnutls-cli", "--port", str(live.port), "--x509cafile", live.trust, "127.0.0.1"),
             *("--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}"),
             *("--x509certfile", device.certificate, "--x509keyfile", device.key),
             *("--keymatexport", _LABEL, "--keymatexportsize", "32"),

@@ -25,7 +25,7 @@ import os
 import pwd
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address
@@ -39,7 +39,7 @@ from estd.app.access import make_data_directory
 from estd.app.files import write_file
 from estd.app.makers import Maker
 from estd.asn1.oids import OIDS
-from estd.config import default_key_path
+from estd.config import check_tls_names, default_key_path
 from estd.errors import Invalid, Problem
 
 LABELS: Final = ("campus-north", "campus-south")
@@ -120,16 +120,24 @@ class Playground:
         return Bootstrap(self.directory / "bootstrap" / label)
 
 
-def lay_out(directory: Path, address: str, port: int, ops_port: int, now: datetime) -> Playground:
+def lay_out(
+    directory: Path, address: str, port: int, ops_port: int, now: datetime, names: Sequence[str] = ()
+) -> Playground:
     """Make what is missing of a playground's files; what is there stays as it is.
 
+    `names` are what clients call the server besides its addresses.
+
     Raises:
-        Invalid: the directory cannot be used, or the two ports are one.
+        Invalid: the directory cannot be used, the two ports are one, or a name is none.
     """
     place = Playground(directory.absolute())
-    if not place.settings.exists() and port == ops_port != 0:
+    if not place.settings.exists():
         # Found before it stands in the settings, where it would have to be mended by hand.
-        raise Invalid([Problem("ops.port", "is listen.port, which devices use", "Choose another port for one.")])
+        problems = check_tls_names("--name", names)
+        if port == ops_port != 0:
+            problems.append(Problem("ops.port", "is listen.port, which devices use", "Choose another port for one."))
+        if problems:
+            raise Invalid(problems)
     _check_owner(place)
     try:
         place.directory.mkdir(parents=True, exist_ok=True)
@@ -143,7 +151,7 @@ def lay_out(directory: Path, address: str, port: int, ops_port: int, now: dateti
                 raise Invalid([Problem(str(key), what, "Put it back, or name a new directory.")])
             write_file(key, f"{secrets.token_hex(32)}\n".encode(), 0o600)
         if not place.settings.exists():
-            write_file(place.settings, _write_settings(address, port, ops_port).encode(), 0o644)
+            write_file(place.settings, _write_settings(address, port, ops_port, names).encode(), 0o644)
         for label in LABELS:
             _make_bootstrap(place.bootstrap(label), label, now)
             if not place.ecosystem(label).exists():
@@ -242,8 +250,7 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(character in text for character in ',"\r\n') else text
 
 
-def _write_settings(address: str, port: int, ops_port: int) -> str:
-    names = ", ".join(json.dumps(name) for name in _own_names(address))
+def _write_settings(address: str, port: int, ops_port: int, names: Sequence[str]) -> str:
     return f"""\
 # The settings of one estd server. Every key has a default; docs/operations.md explains them all.
 # Check a change with `estd serve --check --config estd.toml`; the rules about certificates are in ecosystems/.
@@ -258,7 +265,7 @@ port = {port}
 port = {ops_port}
 
 [tls]
-names = [{names}]  # what clients call this server; its certificate carries them
+names = {json.dumps(_own_names(address, names))}  # what clients call this server; its certificate carries them
 
 [est]
 default_ecosystem = "{LABELS[0]}"     # what a path without a label means
@@ -268,18 +275,19 @@ level = "warning"                      # "info" also logs every decision
 """
 
 
-def _own_names(address: str) -> list[str]:
-    names = ["localhost", "127.0.0.1", "::1"]
+def _own_names(address: str, given: Sequence[str]) -> list[str]:
+    names = ["127.0.0.1", "::1"]
     try:
-        number = ip_address(address)
+        is_everywhere = ip_address(address).is_unspecified
     except ValueError:
-        return [*names, address] if address not in names else names
-    if number.is_unspecified:
+        is_everywhere = False
+    if is_everywhere:
         with contextlib.suppress(OSError):
-            names.append(socket.gethostname())
-    elif address not in names:
+            name = socket.gethostname()
+            names += [] if check_tls_names("", [name]) else [name]
+    else:
         names.append(address)
-    return names
+    return list(dict.fromkeys([*names, *given]))
 
 
 def _write_ecosystem(label: str) -> str:

@@ -33,7 +33,8 @@ from estd.app.playground import (
 from estd.app.running import serve
 from estd.app.submitted import read_ecosystem
 from estd.app.supervisor import Supervisor
-from estd.config import Config, read_config, read_key_encryption_key
+from estd.config import Config, check_tls_names, read_config, read_key_encryption_key
+from estd.errors import Invalid
 from estd.names import normalise_device
 from estd.ra.admission import hash_secret
 from estd.ra.codes import make_code
@@ -60,10 +61,11 @@ class Running:
 
 async def run(
     directory: Path,
+    address: str | None,
+    port: int | None,
+    ops_port: int | None,
     *,
-    address: str | None = None,
-    port: int | None = None,
-    ops_port: int | None = None,
+    names: tuple[str, ...] = (),
     tell: Callable[[str], None],
     when_ready: Callable[[Running], None],
 ) -> None:
@@ -72,6 +74,7 @@ async def run(
     Args:
         directory: the playground; what is missing there is made.
         address, port, ops_port: where to listen; None: as the settings there say, or the defaults in new ones.
+        names: what clients call the server besides its addresses and what the settings there say.
         tell: told what is being done, one line at a time.
         when_ready: called once devices can enroll; ``run.json`` exists from just before until the server stops.
 
@@ -84,8 +87,9 @@ async def run(
         DEFAULT_PORT if port is None else port,
         DEFAULT_OPS_PORT if ops_port is None else ops_port,
         _now(),
+        names,
     )
-    config = _choose_settings(place, address, port, ops_port)
+    config = _choose_settings(place, address, port, ops_port, names)
     check_room(config)
     tell("Starting the database" if (place.data / "postgres").exists() else "Making the database")
     async with open_store(config) as store:
@@ -140,8 +144,14 @@ def publish_trust(place: Playground) -> None:
 # --- private -------------------------------------------------------------------------------------------------------
 
 
-def _choose_settings(place: Playground, address: str | None, port: int | None, ops_port: int | None) -> Config:
+def _choose_settings(
+    place: Playground, address: str | None, port: int | None, ops_port: int | None, names: tuple[str, ...]
+) -> Config:
     config = read_config(place.settings)
+    more = tuple(name for name in names if name not in config.tls_names)
+    if problems := check_tls_names("--name", more):
+        raise Invalid(problems)
+    config = replace(config, tls_names=config.tls_names + more)
     given = {"address": address, "port": port, "ops_port": ops_port}
     if set(given.values()) != {None}:
         config = replace(config, source=None)  # what is said of a setting may be an option's fault

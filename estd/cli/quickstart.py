@@ -26,6 +26,7 @@ other, devices and enrollment codes. It serves until Ctrl-C; the next start goes
 \b
   estd quickstart --dir lab
   estd quickstart --dir lab --port 0        any free port; lab/run.json says which
+  estd quickstart --dir lab --address 0.0.0.0 --name est.lab.example
 
 In another terminal, look at it and change it:
 
@@ -48,6 +49,13 @@ It asks for nothing to be installed and leaves nothing outside DIR.
 )
 @click.option("--address", metavar="ADDRESS", help="Address to listen on (default 127.0.0.1).")
 @click.option(
+    "--name",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="What clients call the server besides its addresses; may be repeated.",
+)
+@click.option(
     "--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port for devices; 0 takes a free one (default 8443)."
 )
 @click.option(
@@ -61,7 +69,13 @@ It asks for nothing to be installed and leaves nothing outside DIR.
 )
 @json_option
 def quickstart(
-    directory: Path, address: str | None, port: int | None, ops_port: int | None, ready_file: Path | None, as_json: bool
+    directory: Path,
+    address: str | None,
+    names: tuple[str, ...],
+    port: int | None,
+    ops_port: int | None,
+    ready_file: Path | None,
+    as_json: bool,
 ) -> None:
     """See `_HELP`."""
 
@@ -79,7 +93,7 @@ def quickstart(
             note(f"… {what}")
 
     try:
-        run_async(carry_out(directory, address=address, port=port, ops_port=ops_port, tell=tell, when_ready=show))
+        run_async(carry_out(directory, address, port, ops_port, names=names, tell=tell, when_ready=show))
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)

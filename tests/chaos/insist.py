@@ -58,7 +58,7 @@ class Caller:
 
     def send(self, path: str, body: bytes) -> None:
         """POST a request (base64)."""
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/pkcs10\r\n"
         self._tls.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     def receive(self) -> Answer:

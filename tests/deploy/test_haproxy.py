@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from live_server import NORTH, Live, attempt, judge, run
+from live_server import NAME, NORTH, Live, attempt, judge, run
 
 HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy"
 
@@ -29,7 +29,7 @@ def take_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def adapt(name: str, folder: Path, *, estd: int, ops: int, listen: int, name_at_estd: str = "localhost") -> Path:
+def adapt(name: str, folder: Path, *, estd: int, ops: int, listen: int, name_at_estd: str = NAME) -> Path:
     """The configuration as shipped, with places of this machine in it: one server, on loopback, as an ordinary user."""
     text = (HAPROXY / name).read_text(encoding="utf-8")
     text = re.sub(r"^    (user|group|chroot) .*\n", "", text, flags=re.MULTILINE)
@@ -106,7 +106,7 @@ def test_a_device_enrolls_and_renews_through_the_passthrough(live: Live, tmp_pat
     device, code = live.code(NORTH)
     (tmp_path / "code").write_text(code)
     (tmp_path / "code").chmod(0o600)
-    enroll = [sys.executable, "-m", "estd", "enroll", "--url", f"https://localhost:{port}", "--trust", live.trust]
+    enroll = [sys.executable, "-m", "estd", "enroll", "--url", f"https://127.0.0.1:{port}", "--trust", live.trust]
     enroll += ["--label", NORTH, "--out", tmp_path / "device"]
     with running(configuration, port) as log:
         run(*enroll, "--device", device, "--code-file", tmp_path / "code", seconds=60)
@@ -137,7 +137,7 @@ def test_a_code_and_an_idevid_work_with_foreign_tools_through_it(live: Live, tmp
     ]
     curl += ["-H", "Content-Type: application/pkcs10", "--data-binary", f"@{tmp_path / 'body'}"]
     with running(configuration, port):
-        answer = run(*curl, f"https://localhost:{port}/.well-known/est/{NORTH}/simpleenroll")
+        answer = run(*curl, f"https://127.0.0.1:{port}/.well-known/est/{NORTH}/simpleenroll")
     assert answer.replace(b"\n", b"").startswith(b"MII")
 
 

@@ -144,7 +144,7 @@ class Site:
             "estd",
             "enroll",
             "--url",
-            f"https://localhost:{self.port}",
+            f"https://127.0.0.1:{self.port}",
             "--label",
             "plant",
         ]

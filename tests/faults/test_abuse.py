@@ -55,7 +55,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from factory import make_key
 from line import EST, Answer, Line, basic
-from live_server import NORTH, SOUTH, Device, Live
+from live_server import NAME, NORTH, SOUTH, Device, Live
 from odd_certificates import ODD_CERTIFICATES, make_odd
 
 from estd.asn1 import der
@@ -367,7 +367,9 @@ def test_a19_no_session_is_resumed(live: Live, guard: Guard, version: ssl.TLSVer
                 assert not again.session_reused
 
 
-@pytest.mark.parametrize("name", [None, "localhost", "LOCALHOST", "127.0.0.1", "other.example", "a" * 63 + ".example"])
+@pytest.mark.parametrize(
+    "name", [None, NAME, NAME.upper(), "localhost", "127.0.0.1", "other.example", "a" * 63 + ".example"]
+)
 def test_a21_whatever_name_a_client_says_the_same_rules_hold(live: Live, guard: Guard, name: str | None) -> None:
     device = live.device(NORTH)
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
@@ -666,7 +668,7 @@ def test_a_header_that_is_not_ascii_is_a_refusal_in_the_trail(live: Live, header
     with dial(live) as line:
         for octets in (header.encode("latin-1"), header.encode()):
             before = live.last_event()
-            line.send(b"POST %ssimpleenroll HTTP/1.1\r\nHost: localhost\r\n" % f"{EST}{NORTH}/".encode())
+            line.send(b"POST %ssimpleenroll HTTP/1.1\r\nHost: 127.0.0.1\r\n" % f"{EST}{NORTH}/".encode())
             line.send(b"Content-Length: 0\r\nAuthorization: " + octets + b"\r\n\r\n")
             assert line.receive("POST").status == 401
             (event,) = live.events(before, kind="est.simpleenroll")

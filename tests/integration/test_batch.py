@@ -98,7 +98,7 @@ def write_requests(directory: Path, count: int, more: Sequence[str] = ()) -> Pat
 def command(live: Live, port: int, source: Path, out: Path, *more: str, party: Path | None = None) -> list[str | Path]:
     party = party or live.directory / "bootstrap" / NORTH / "ra"
     return [
-        *(ESTD, "batch", "--url", f"https://localhost:{port}", "--trust", live.trust, "--label", NORTH),
+        *(ESTD, "batch", "--url", f"https://127.0.0.1:{port}", "--trust", live.trust, "--label", NORTH),
         *("--cert", party.with_suffix(".pem"), "--key", party.with_suffix(".key"), "--in", source, "--out", out),
         *("--json", *more),
     ]
@@ -264,7 +264,7 @@ def test_the_commands_of_the_page(live: Live, tmp_path: Path) -> None:
     judge("curl")
     assert len(BLOCKS) == PAGE.count("<!-- run")
     (tmp_path / "lab").symlink_to(live.directory)
-    script = "set -eu -o pipefail\n" + "".join(BLOCKS).replace("localhost:8443", f"localhost:{live.port}")
+    script = "set -eu -o pipefail\n" + "".join(BLOCKS).replace("127.0.0.1:8443", f"127.0.0.1:{live.port}")
     environment = {**os.environ, "PATH": f"{ESTD.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash"], input=script.encode(), cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False

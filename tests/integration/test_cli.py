@@ -80,7 +80,7 @@ def refusal(*arguments: object, given: str = "") -> tuple[int, dict[str, Any]]:
 
 
 def server_of(live: Live, label: str = NORTH) -> tuple[object, ...]:
-    return ("--url", f"https://localhost:{live.port}", "--trust", live.trust, "--label", label)
+    return ("--url", f"https://127.0.0.1:{live.port}", "--trust", live.trust, "--label", label)
 
 
 # --- devices -----------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_a_key_found_compromised_later_is_blocked(live: Live, tmp_path: Path, wa
 def enroll_anew(live: Live, device: str, code: str, csr: bytes) -> str:
     """What the server says to a certificate request, by HTTP Basic; empty where it is granted."""
     request = urllib.request.Request(
-        f"https://localhost:{live.port}/.well-known/est/{NORTH}/simpleenroll",
+        f"https://127.0.0.1:{live.port}/.well-known/est/{NORTH}/simpleenroll",
         base64.b64encode(csr),
         {
             "Content-Type": "application/pkcs10",
@@ -546,10 +546,10 @@ def test_what_a_reload_takes_over_and_what_it_does_not(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("ab" * 32)
     (tmp_path / "key").chmod(0o600)
     text = 'data_directory = "data"\nlisten.port = 0\nops.port = 0\nprocesses.workers = 1\nkeys.file = "key"\n'
-    text += 'tls = { names = ["localhost"], certificate = "tls.pem", key = "tls.key" }\n'
+    text += 'tls = { names = ["ca.plant.example"], certificate = "tls.pem", key = "tls.key" }\n'
     settings.write_text(text)
     now = datetime.now(UTC).replace(microsecond=0)
-    first = bring_certificate(tmp_path, now + timedelta(days=9), "localhost")
+    first = bring_certificate(tmp_path, now + timedelta(days=9), "ca.plant.example")
 
     def lines(message: str) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
@@ -568,7 +568,7 @@ def test_what_a_reload_takes_over_and_what_it_does_not(tmp_path: Path) -> None:
             return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", facts["port"])))
 
         assert shown() == first
-        bring_certificate(tmp_path, now - timedelta(days=1), "localhost")
+        bring_certificate(tmp_path, now - timedelta(days=1), "ca.plant.example")
         assert "ended on" in reload(process, "reload failed; the old workers stay")["detail"]
         assert shown() == first
         (tmp_path / "tls.pem").unlink()
@@ -580,7 +580,7 @@ def test_what_a_reload_takes_over_and_what_it_does_not(tmp_path: Path) -> None:
         reload(process, "reloaded")
         wait_until(lambda: shown() == second)
         (named,) = lines("the server certificate is for other names than tls.names")
-        assert named["names"] == ["localhost"]
+        assert named["names"] == ["ca.plant.example"]
         with urllib.request.urlopen(f"http://127.0.0.1:{facts['ops_port']}/metrics", timeout=10) as answer:
             metrics = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
         assert float(metrics["estd_tls_certificate_not_after_seconds"]) == (now + timedelta(days=8)).timestamp()

@@ -43,7 +43,7 @@ def drive(live: Live, classes: str) -> Drive:
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
         out = run(
             *("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", classes, "EstDriver", f"op={op}"),
-            *(f"server=localhost:{live.port}", f"trust={live.trust}", *given),
+            *(f"server=127.0.0.1:{live.port}", f"trust={live.trust}", *given),
             seconds=60,
         )
         facts: Facts = {}

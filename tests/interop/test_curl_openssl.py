@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from live_server import NORTH, SOUTH, Device, Live, attempt, judge, run
+from live_server import NAME, NORTH, SOUTH, Device, Live, attempt, judge, run
 from patience import wait_until
 from tls_programs import Client, connect_gnutls, connect_openssl
 
@@ -265,7 +265,10 @@ def test_deprecated_tls_is_refused(live: Live, version: str) -> None:
 
 def test_a_server_certificate_for_name_and_address(live: Live, curl: Curl) -> None:
     assert curl("", url=live.url("cacerts", host="127.0.0.1")).status == 200
-    assert curl("", url=live.url("cacerts", host="localhost")).status == 200
+    by_name = ("--resolve", f"{NAME}:{live.port}:127.0.0.1")
+    assert curl("", *by_name, url=live.url("cacerts", host=NAME)).status == 200
+    done = attempt("curl", "--silent", "--cacert", live.trust, live.url("cacerts", host="localhost"))
+    assert done.status == 60  # it is not called that
 
 
 def test_the_server_is_not_trusted_without_its_anchor(live: Live) -> None:
@@ -822,7 +825,7 @@ def test_paths_that_lead_nowhere(live: Live, curl: Curl, path: str, code: str) -
 
 @pytest.mark.parametrize("path", ["/", "/.well-known/", "/.well-known/est", "/.well-known/acme", "/favicon.ico"])
 def test_nothing_else_is_served(live: Live, curl: Curl, path: str) -> None:
-    assert curl("", url=f"https://localhost:{live.port}{path}").status == 404
+    assert curl("", url=f"https://127.0.0.1:{live.port}{path}").status == 404
 
 
 def test_a_refusal_says_what_is_wrong_and_hides_what_is_not_the_callers(live: Live, curl: Curl, tmp_path: Path) -> None:
@@ -837,7 +840,7 @@ def test_a_refusal_says_what_is_wrong_and_hides_what_is_not_the_callers(live: Li
 
 def test_plain_http_is_turned_away(live: Live) -> None:
     done = attempt(
-        "curl", "--silent", "--max-time", "15", "--include", f"http://localhost:{live.port}/.well-known/est/cacerts"
+        "curl", "--silent", "--max-time", "15", "--include", f"http://127.0.0.1:{live.port}/.well-known/est/cacerts"
     )
     assert done.status != 0 or done.stdout.startswith(b"HTTP/1.1 400") or done.stdout.startswith(b"HTTP/1.0 400")
 

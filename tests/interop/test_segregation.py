@@ -50,7 +50,7 @@ class Connection:
         context = ssl.create_default_context(cafile=live.trust)
         if certificate is not None:
             context.load_cert_chain(certificate, key)
-        self._http = http.client.HTTPSConnection("localhost", live.port, context=context, timeout=15)
+        self._http = http.client.HTTPSConnection("127.0.0.1", live.port, context=context, timeout=15)
         self._http.connect()
         self._http.auto_open = 0
 

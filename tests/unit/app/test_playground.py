@@ -36,7 +36,7 @@ def test_everything_is_made_and_good(tmp_path: Path) -> None:
     assert (config.address, config.port, config.ops_port) == ("127.0.0.1", 8443, 8081)
     assert config.data_directory == place.data
     assert config.default_ecosystem == LABELS[0]
-    assert {"localhost", "127.0.0.1"} <= set(config.tls_names)
+    assert config.tls_names == ("127.0.0.1", "::1")
     assert len(read_key_encryption_key(config)) == 32
     for label in LABELS:
         rules = read_ecosystem(place.ecosystem(label))
@@ -132,6 +132,19 @@ def test_the_example_at_the_end_of_the_document_works(tmp_path: Path) -> None:
 )
 def test_the_address_is_among_the_names_of_the_server(tmp_path: Path, address: str, name: str) -> None:
     assert name in read_config(lay_out(tmp_path, address, 0, 0, NOW).settings).tls_names
+
+
+def test_a_server_is_called_by_the_names_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as refused:
+        lay_out(tmp_path / "lab", "127.0.0.1", 0, 0, NOW, ("est.lab.example", "no name", "localhost"))
+    assert [(problem.where, problem.what) for problem in refused.value.problems] == [
+        ("--name", "'no name' is neither a host name nor an address")
+    ]
+    assert not (tmp_path / "lab").exists()
+    place = lay_out(tmp_path / "lab", "0.0.0.0", 0, 0, NOW, ("est.lab.example", "localhost", "127.0.0.1"))
+    names = read_config(place.settings).tls_names
+    assert {"127.0.0.1", "::1", "est.lab.example", "localhost"} <= set(names)
+    assert len(names) == len(set(names)) <= 5  # with the name of this machine, if it has one
 
 
 def test_codes_are_written_and_read(tmp_path: Path) -> None:
