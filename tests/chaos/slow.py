@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import resource
 import socket
 import sys
@@ -43,7 +42,7 @@ from herd import Memory, Neighbour, count_events, dismiss, measure, start
 from herd import be_neighbour as be_honest
 from OpenSSL import SSL
 from stage import LABELS, Stage
-from virtual import Device, Dialler, Lost, make_devices, make_sources
+from virtual import Device, Dialler, Lost, give_way, make_devices, make_sources
 
 HONEST_P99_MS: Final = 250.0
 LONGEST_SECONDS: Final = 30.0
@@ -163,7 +162,7 @@ def _describe(seconds: list[float]) -> dict[str, float]:
 
 
 def _attack(pipe: Connection, dialler: Dialler, label: str, devices: list[Device], options: argparse.Namespace) -> None:
-    os.nice(10)
+    give_way()
     pipe.recv()
     uvloop.run(_besiege(pipe, dialler, label, devices, options.connections))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -89,6 +91,18 @@ def make_bodies(device: Device, count: int) -> list[bytes]:
 def make_sources(block: int, count: int) -> list[str]:
     """So many addresses of this machine, the same for the same block (1 to 254)."""
     return [f"127.{block}.{number // 250}.{number % 250 + 1}" for number in range(count)]
+
+
+def give_way() -> None:
+    """Let the server go first, for the rest of this process's life: real devices have processors of their own.
+
+    The kernel may share processors between sessions before it shares them between a session's processes (sched(7),
+    autogroup), so this process leaves the session of whoever started it, and the niceness is its new session's too.
+    """
+    os.setsid()
+    os.nice(19)
+    with contextlib.suppress(FileNotFoundError):
+        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
 
 
 class Dialler:
