@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estd.app.apply import _make_issuers
+from estd.app.new_issuers import make_issuers
 from estd.ca.authority import read_authority
 from estd.ca.ecosystem import Ecosystem, read_document, write_document
 from estd.keys.software import unseal
@@ -174,7 +174,7 @@ def make_record(rules: Ecosystem, ecosystem_id: int = 1, version: int = 1) -> Ec
     issuers: list[IssuerRecord] = []
     ids: dict[str, int] = {}
     for number, issuer in enumerate(
-        _make_issuers(KEK, None, rules, None, NOW - timedelta(hours=2)), ecosystem_id * 100
+        make_issuers(KEK, None, rules, None, NOW - timedelta(hours=2))[0], ecosystem_id * 100
     ):
         ids[issuer.name] = number
         parent = None if issuer.parent is None else ids[issuer.parent]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from estd.app.access import open_store
-from estd.app.apply import check_key
 from estd.app.handover import is_successor
 from estd.app.listening import explain_port, is_passed
 from estd.app.own_certificate import find_date_problem, find_open_key, find_uncovered, read_own
+from estd.app.sealed_keys import check_key
 from estd.ca.ecosystem import peek_labels
 from estd.config import Config, check_blocklist, describe_key, is_one_port, read_key_encryption_key
 from estd.errors import Invalid, Problem

@@ -25,9 +25,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from estd.app import expiry, troubles
-from estd.app.apply import check_key
 from estd.app.children import Adopted, Child, require_ready
 from estd.app.handover import Heir, write_heirs
+from estd.app.sealed_keys import check_key
 from estd.app.signer_link import SignerLink
 from estd.app.signers import SignerControl
 from estd.config import Config, describe_key

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from estd.app.access import find_user, open_store
-from estd.app.apply import Applied, apply_documents, replace_own_issuer
+from estd.app.apply import apply_documents, replace_own_issuer
 from estd.app.identity import ensure_ecosystem
+from estd.app.plan import Applied
 from estd.app.submitted import read_submitted
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, json_option, server_options

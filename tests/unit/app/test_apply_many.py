@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from store_values import make_intent, make_issued
 
-from estd.app.apply import Applied, apply_documents
+from estd.app.apply import apply_documents
 from estd.app.identity import LABEL
+from estd.app.plan import Applied
 from estd.app.submitted import Submitted, read_submitted
 from estd.errors import Invalid
 from estd.store.contract import EcosystemRecord

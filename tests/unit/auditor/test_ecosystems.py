@@ -10,7 +10,8 @@ from factory import KEK, make_maker, make_rules
 from postgres_fixture import Database
 from store_values import make_event, make_new_issuer
 
-from estd.app.apply import apply_document, write_digest
+from estd.app.apply import apply_document
+from estd.app.plan import write_digest
 from estd.auditor import ecosystems
 from estd.auditor.ecosystems import Ecosystems
 from estd.auditor.findings import Findings

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from factory import KEK, make_maker, make_record, make_rules
 
-from estd.app.apply import _make_issuers
+from estd.app.new_issuers import make_issuers
 from estd.cli.issuer import _Issuer, _read, _state
 from estd.cli.rules import read_rules
 
@@ -18,7 +18,7 @@ RULES = make_rules(make_maker())
 
 def read(made_at: datetime) -> list[_Issuer]:
     """The issuers of an ecosystem, as they are when they were made at that time."""
-    made = {issuer.name: issuer.certificate for issuer in _make_issuers(KEK, None, RULES, None, made_at)}
+    made = {issuer.name: issuer.certificate for issuer in make_issuers(KEK, None, RULES, None, made_at)[0]}
     record = make_record(RULES)
     issuers = tuple(replace(issuer, certificate=made[issuer.name]) for issuer in record.issuers)
     return _read(read_rules(replace(record, issuers=issuers)))
