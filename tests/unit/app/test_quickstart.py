@@ -2,11 +2,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from estd.app.makers import Maker
 from estd.app.playground import CODES_EACH, LABELS, Playground, lay_out, read_codes, write_codes
 from estd.app.quickstart import prepare
+from estd.app.quickstart import run as run_quickstart
 from estd.app.submitted import read_ecosystem
 from estd.config import read_config
+from estd.errors import Invalid
 from estd.ra.admission import hash_secret
 from estd.store.contract import Store
 
@@ -75,3 +79,17 @@ def test_a_ca_key_that_others_can_read_is_told_and_imported(tmp_path: Path) -> N
             warnings
             == [f"{tmp_path}/ca.key is a private key, and others can read it: chmod 600 {tmp_path}/ca.key"][:told]
         )
+
+
+async def test_a_name_that_is_none_starts_nothing(tmp_path: Path) -> None:
+    """Neither in a new laboratory, of which nothing is made then, nor in one that is there, which stays as it is."""
+    for is_there in (False, True):
+        if is_there:
+            lay_out(tmp_path / "lab", "127.0.0.1", 0, 0, NOW)
+        before = sorted(tmp_path.rglob("*"))
+        told: list[str] = []
+        with pytest.raises(Invalid, match="--name: 'no name' is neither a host name nor an address"):
+            await run_quickstart(
+                *(tmp_path / "lab", None, 0, 0), names=("no name",), tell=told.append, when_ready=pytest.fail
+            )
+        assert (sorted(tmp_path.rglob("*")), told) == (before, [])
