@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from estd.errors import Broken
+from estd.heap import TUNABLES
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +29,6 @@ _STEADY_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _KILL_AFTER_SECONDS: Final = 30.0
 _KILL_HUNG_AFTER_SECONDS: Final = 2.0
-_ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=100"}
-"""Has glibc ask the kernel for large pages for the heap: a process of many small objects misses the processor's cache of
-page addresses all the time, which is dear in a virtual machine, where each miss is looked up twice. And has it keep more
-freed pieces of each size at hand than seven: a handshake allocates and frees hundreds. Whoever sets the variable for the
-server decides otherwise; another libc ignores it."""
 
 
 class Child:
@@ -186,7 +182,7 @@ class Child:
                 *(str(number) for number in descriptors),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env={**_ALLOCATOR, **os.environ, **self._environment},
+                env={**TUNABLES, **os.environ, **self._environment},
                 # Out of the terminal's and of a service manager's process group: what a signal means is decided by
                 # the supervisor alone, and the signers have to outlive the workers.
                 start_new_session=True,

@@ -21,6 +21,7 @@ import uvloop
 from estd.app.control import Control
 from estd.app.tasks import keep_doing
 from estd.errors import Unavailable
+from estd.heap import keep_headroom
 from estd.logs import set_up_logs
 from estd.web.door import Door
 from estd.web.readiness import Readiness
@@ -79,6 +80,7 @@ async def _serve(listener: socket.socket, control_end: socket.socket) -> None:
     from estd.app.wiring import Worker
 
     worker = await Worker.build(settings)
+    keep_headroom()
     # What was loaded so far lives as long as the process; without it each full collection walks it again.
     gc.collect()
     gc.freeze()
