@@ -7,7 +7,8 @@ is, where it is obeyed and which test proves it. This script follows those names
 * a citation is spelled in the one way that this script, and a person with grep, can find;
 * a row of ``others.md`` is cited somewhere, a name of ours in a row exists, and so does every test named;
 * a row whose duty says MUST names a test, or says ``not yet: why`` or ``client's duty``;
-* every module has its mirror below ``tests/unit/``, or is in `COVERED_ELSEWHERE` with the test that covers it and why.
+* every module has its mirror below ``tests/unit/`` or ``tests/integration/``, or is in `COVERED_ELSEWHERE` with the test
+  that covers it and why.
 
 Each finding is one line, ``FILE:LINE: what, remedy``; the exit status is 1 if there is any. Reads text alone, imports
 nothing of estd, and takes well under two seconds.
@@ -361,6 +362,8 @@ def _defines(text: str, name: str) -> bool:
 
 # --- the mirror --------------------------------------------------------------------------------------------------------
 
+_MIRRORS: Final = ("unit", "integration")
+
 
 def _check_modules(
     root: Path, sources: Mapping[Path, str], tests: _Tests, covered: Mapping[str, tuple[str, str]]
@@ -372,13 +375,15 @@ def _check_modules(
             continue
         parent = path.relative_to(root / "estd").parent
         stem = path.parent.name if path.name == "__init__.py" else path.stem
-        mirror = (Path("unit") / parent / f"test_{stem}.py").as_posix()
+        mirrors = [(Path(kind) / parent / f"test_{stem}.py").as_posix() for kind in _MIRRORS]
+        there = next((mirror for mirror in mirrors if tests.exists(mirror)), None)
         test, reason = left.pop(module, ("", ""))
-        if tests.exists(mirror):
+        if there is not None:
             if reason:
-                yield Finding(module, 1, f"has tests/{mirror} now", "take it out of COVERED_ELSEWHERE")
+                yield Finding(module, 1, f"has tests/{there} now", "take it out of COVERED_ELSEWHERE")
         elif not reason:
-            yield Finding(module, 1, f"has no tests/{mirror}", "write it, or say in COVERED_ELSEWHERE what covers it")
+            what = f"has neither {' nor '.join(f'tests/{mirror}' for mirror in mirrors)}"
+            yield Finding(module, 1, what, "write one, or say in COVERED_ELSEWHERE what covers it")
         elif not tests.exists(test):
             yield Finding(
                 module, 1, f"is said to be covered by tests/{test}, which has no test", "name the one that is"

@@ -168,8 +168,25 @@ def test_a_module_without_its_mirror(tree: Path) -> None:
     write(tree, "estd/ra/__init__.py", "def work() -> None: ...\n")
     write(tree, "tests/unit/ra/test_codes.py", "# no test yet\n")
     assert find(tree) == [
-        "estd/ra/__init__.py:1: has no tests/unit/ra/test_ra.py, write it, or say in COVERED_ELSEWHERE what covers it",
-        "estd/ra/codes.py:1: has no tests/unit/ra/test_codes.py, write it, or say in COVERED_ELSEWHERE what covers it",
+        "estd/ra/__init__.py:1: has neither tests/unit/ra/test_ra.py nor tests/integration/ra/test_ra.py, "
+        "write one, or say in COVERED_ELSEWHERE what covers it",
+        "estd/ra/codes.py:1: has neither tests/unit/ra/test_codes.py nor tests/integration/ra/test_codes.py, "
+        "write one, or say in COVERED_ELSEWHERE what covers it",
+    ]
+
+
+def test_a_mirror_below_integration_is_one(tree: Path) -> None:
+    write(tree, "estd/ra/codes.py", "")
+    write(tree, "tests/integration/ra/test_codes.py", "# no test yet\n")
+    assert [line.partition(",")[0] for line in find(tree)] == [
+        "estd/ra/codes.py:1: has neither tests/unit/ra/test_codes.py nor tests/integration/ra/test_codes.py"
+    ]
+    write(tree, "tests/integration/test_codes.py", "def test_it() -> None: ...\n")
+    assert len(find(tree)) == 1, "in another directory than the module's own"
+    write(tree, "tests/integration/ra/test_codes.py", "def test_it() -> None: ...\n")
+    assert find(tree) == []
+    assert find(tree, **{"estd/ra/codes.py": ("unit/ra/test_naming.py", "made there")}) == [
+        "estd/ra/codes.py:1: has tests/integration/ra/test_codes.py now, take it out of COVERED_ELSEWHERE"
     ]
 
 
