@@ -1,7 +1,5 @@
 """The tree of commands as a whole: everything has help with an example, JSON, and a way to fail that helps."""
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +7,8 @@ import click
 import pytest
 
 from estd.cli import estd, run
-from estd.cli.options import may_ask
+
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -63,44 +62,10 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("estd ")
 
 
-# --- which server ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.delenv("ESTD_CONFIG", raising=False)
-    monkeypatch.delenv("ESTD_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run([*arguments, "--json"]) == 2
-    error = json.loads(capsys.readouterr().err)["error"]
-    return str(error["problems"][0]["where"] if "problems" in error else error["message"])
-
-
-def test_a_server_must_be_named(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
-    assert complaint(capsys, "cert", "list") == "The server"
-    assert complaint(capsys, "cert", "list", "--dir", str(nowhere)) == str(nowhere)
-    assert complaint(capsys, "cert", "list", "--config", "absent.toml") == "absent.toml"
-    assert "not both" in complaint(capsys, "cert", "list", "--config", "absent.toml", "--dir", str(nowhere))
-
-
-def test_the_environment_names_it_too_and_the_command_line_wins(
-    capsys: pytest.CaptureFixture[str], nowhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ESTD_CONFIG", "from-environment.toml")
-    assert complaint(capsys, "cert", "list") == "from-environment.toml"
-    assert complaint(capsys, "cert", "list", "--config", "typed.toml") == "typed.toml"
-    assert complaint(capsys, "cert", "list", "--dir", str(nowhere)) == str(nowhere)
-    monkeypatch.setenv("ESTD_DIR", "/from/environment")
-    assert complaint(capsys, "cert", "list", "--config", "typed.toml") == "typed.toml"
-
-
-def test_settings_here_are_used_when_nothing_else_is_said(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
-    (nowhere / "estd.toml").write_text("nonsense = 1\n")
-    assert "nonsense" in complaint(capsys, "cert", "list")
+def test_how_commands_end_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ((), ("enroll",)):
+        assert run([*command, "--help"]) == 0
+        assert "130 or 143 stopped by a signal" in " ".join(capsys.readouterr().out.split())
 
 
 # --- words that do not fit together ------------------------------------------------------------------------------------
@@ -134,33 +99,9 @@ ENROLL = ("enroll", "--url", "https://localhost", "--trust", "t", "--out", "d")
         ("apply", "absent.toml"),
         ("demo", "--devices", "1"),
         ("inventory", "import", "absent.csv", "--ecosystem", "x"),
-        ("quickstart", "--dir", ""),
-        ("quickstart", "--dir", " "),
-        ("cert", "list", "--dir", ""),
-        ("cert", "list", "--config", ""),
-        ("serve", "--ready-file", "", "--check"),
-        ("apply", ""),
-        ("demo", "--keep", ""),
-        ("audit", "verify", "--journal", ""),
-        ("issuer", "export", "--ecosystem", "x", "--out", ""),
-        ("enroll", "--url", "https://localhost", "--trust", "t", "--out", "", "--renew"),
     ],
 )
 def test_a_command_line_that_cannot_work_is_a_usage_error(arguments: tuple[str, ...], nowhere: Path) -> None:
     (nowhere / "estd.toml").write_text('data_directory = "data"\n')
     assert run(arguments) == 2
     assert [path.name for path in nowhere.iterdir()] == ["estd.toml"], "nothing was started"
-
-
-def test_how_commands_end_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ((), ("enroll",)):
-        assert run([*command, "--help"]) == 0
-        assert "130 or 143 stopped by a signal" in " ".join(capsys.readouterr().out.split())
-
-
-def test_where_nobody_can_be_asked_the_answer_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    with pytest.raises(click.UsageError, match="add --yes"):
-        may_ask(yes=False, as_json=False)
-    assert not may_ask(yes=True, as_json=False)
-    assert not may_ask(yes=False, as_json=True)
