@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Final
 
 _LIVE: Final = "interop/test_curl_openssl.py"
-_CLI: Final = "integration/test_cli.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
     "estd/audit.py": ("contracts/test_store.py", "a value; its fields are stored and found again there"),
@@ -40,15 +39,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "sets the database of a real server back, and brings it up",
     ),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
-    # Commands as a person types them.
-    "estd/cli/apply.py": (_CLI, "a command, called there"),
-    "estd/cli/batch.py": ("integration/test_batch.py", "a command, called there"),
-    "estd/cli/code.py": (_CLI, "a command, called there"),
-    "estd/cli/demo.py": (_CLI, "a command, called there"),
-    "estd/cli/enroll.py": (_CLI, "a command, called there"),
-    "estd/cli/inventory.py": (_CLI, "a command, called there"),
-    "estd/cli/quickstart.py": (_LIVE, "is how the server that is asked there was started"),
-    "estd/cli/serve.py": (_CLI, "a command, called there"),
     "estd/ra/paths.py": ("unit/ra/test_admission.py", "admission's own; each path good and bad is shown to it there"),
     "estd/signer/settings.py": ("unit/signer/test_server.py", "a value that the process reads and obeys there"),
     "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),

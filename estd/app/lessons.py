@@ -1,6 +1,6 @@
 """What to try first against a quickstart server: commands for curl and openssl that work as they stand.
 
-`tests/integration/test_cli.py` pastes them into a shell.
+`tests/integration/cli/test_quickstart.py` pastes them into a shell.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,10 +26,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from live_server import NORTH, SOUTH, Live, judge
+from program import ESTD
 
 from estd.ca.ecosystem import read_document
 
-ESTD = Path(sys.executable).parent / "estd"
 REFUSED_HERE = ["unreadable,AAAA", "nowhere,missing.csr"]
 
 
@@ -254,7 +253,26 @@ def test_who_is_no_registration_authority_of_this_ecosystem(live: Live, tmp_path
     assert (event["outcome"], event["code"], event["ecosystem"]) == ("refused", code, NORTH)
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "factory-line.md").read_text(encoding="utf-8")
+def test_what_people_are_told(live: Live, tmp_path: Path) -> None:
+    source, out = write_requests(tmp_path, 3, REFUSED_HERE), tmp_path / "out.csv"
+    argv = [one for one in command(live, live.port, source, out) if one != "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == [
+        "3 of 5 devices have a certificate",
+        f"  certificates  {out}",
+        f"  refused       2, see {tmp_path / 'out.refused.csv'}",
+    ]
+    assert done.stderr.splitlines()[-1] == "5 of 5"
+    assert len(read_rows(out)) == 3
+    # The same requests again are the same certificates, and it says so.
+    again = [tmp_path / "again.csv" if one == out else one for one in argv]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=60, check=False)
+    assert "  repeated      3 had been issued before, for the same request" in done.stdout.splitlines()
+    assert read_rows(tmp_path / "again.csv") == read_rows(out)
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "factory-line.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^<!-- run -->\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
