@@ -23,7 +23,7 @@ from estd.auditor.findings import Findings
 from estd.cli.failures import Failed
 from estd.cli.loop import run_async
 from estd.cli.options import DIRECTORY, PATH, json_option, server_options
-from estd.cli.output import console, plain, write_facts, write_json, write_line, write_table
+from estd.cli.output import console, plain, write_count, write_facts, write_json, write_line, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Unavailable
 
@@ -281,7 +281,7 @@ def _write_findings(findings: Findings) -> None:
     )
     number = len(findings.breaches) + findings.dropped
     more = f", {number - _SHOWN} of them not shown (--json lists them)" if number > _SHOWN else ""
-    write_line(f"✗ {number} findings{more}.", "bold red")
+    write_line(f"✗ {write_count(number, 'finding')}{more}.", "bold red")
 
 
 def _label(event: Event, labels: dict[int, str]) -> str | None:

@@ -19,7 +19,7 @@ from estd.ca.document import DURATION_REMEDY, read_duration
 from estd.ca.profile import Profile
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, ecosystem_option, json_option, may_ask, read_device, server_options
-from estd.cli.output import note, save, write_json, write_table, write_time
+from estd.cli.output import note, save, write_count, write_json, write_table, write_time
 from estd.cli.rules import get_rules
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
@@ -287,7 +287,7 @@ async def _create(
             _write_out(out, [(name, one.secret) for name, one in zip(names, made, strict=True)])
         for at in range(0, len(made), _AT_ONCE):
             await store.record_codes([one.row for one in made[at : at + _AT_ONCE]])
-        detail = f"{len(made)} codes, the first for {names[0]}"
+        detail = f"{write_count(len(made), 'code')}, the first for {names[0]}"
         await store.record_events([_write_event(record, "code.create", detail, now)])
     return made
 

@@ -14,7 +14,7 @@ from estd.app.access import find_user, get_ecosystem, open_store
 from estd.audit import Event
 from estd.cli.loop import run_async
 from estd.cli.options import PATH, ecosystem_option, json_option, read_device, server_options
-from estd.cli.output import note, write_facts, write_json, write_table
+from estd.cli.output import note, write_count, write_facts, write_json, write_table
 from estd.config import Config
 from estd.errors import Invalid, Problem, Refused
 from estd.names import normalise_device, write_name, write_san
@@ -57,7 +57,7 @@ def import_devices(file: Path, label: str, dry_run: bool, config: Config, as_jso
     if as_json:
         write_json({"ecosystem": label, "devices": len(rows), "imported": not dry_run})
     else:
-        note(f"{len(rows)} devices {'would be imported' if dry_run else 'imported'} into {label}")
+        note(f"{write_count(len(rows), 'device')} {'would be imported' if dry_run else 'imported'} into {label}")
 
 
 @inventory.command("list")

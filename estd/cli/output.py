@@ -101,6 +101,11 @@ def write_time(at: datetime | None) -> str:
     return "never" if at.year == 9999 else f"{at.astimezone(UTC):%Y-%m-%d %H:%M}Z"
 
 
+def write_count(number: int, noun: str) -> str:
+    """``1 device``, ``2 devices``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def write_span(length: timedelta) -> str:
     """A length of time in one rough unit."""
     seconds = int(abs(length).total_seconds())

@@ -45,7 +45,7 @@ def test_decisions_are_listed_newest_first(site: tuple[object, ...], tmp_path: P
     ]
     assert {one["ecosystem"] for one in events} == {"plant"}
     assert {one["identity"] for one in events} == {find_user()}
-    assert (events[0]["detail"], events[2]["version"]) == ("1 codes, the first for pump-1", 1)
+    assert (events[0]["detail"], events[2]["version"]) == ("1 code, the first for pump-1", 1)
     times = [datetime.fromisoformat(one["at"]) for one in events]
     assert times == sorted(times, reverse=True)
     assert ask("audit", "list", "--limit", "2", *plant) == events[:2]
@@ -57,7 +57,7 @@ def test_decisions_are_listed_newest_first(site: tuple[object, ...], tmp_path: P
     assert heading.split() == ["time", "what", "outcome", "ecosystem", "who", "why", "request"]
     *row, why = newest.split(maxsplit=6)
     assert row == [f"{times[0]:%Y-%m-%d}", f"{times[0]:%H:%M:%S}Z", "code.create", "granted", "plant", find_user()]
-    assert why.strip() == "1 codes, the first for pump-1"
+    assert why.strip() == "1 code, the first for pump-1"
 
 
 def test_where_there_is_no_decision(database: Database, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_holds_and_what_does_not(site: tuple[object, ...], live: Live, tmp_
     heading, _, row, verdict = done.stdout.splitlines()[-4:]
     assert heading.split() == ["breaks", "where", "serial", "what"]
     assert row.split(maxsplit=3)[:3] == ["i", str(held / "device.pem"), serial]
-    assert verdict == "✗ 1 findings."
+    assert verdict == "✗ 1 finding."
 
 
 def test_a_server_that_runs_is_verified(live: Live, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -73,6 +74,12 @@ def quickstart(directory: Path, *options: object) -> Iterator[tuple[subprocess.P
         process.communicate(timeout=40)
 
 
+def read_server_names(port: int) -> list[str]:
+    """What the certificate of that server calls it."""
+    shown = x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port), timeout=10).encode())
+    return [str(name.value) for name in shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value]
+
+
 @pytest.mark.slow
 def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
     site, ready = tmp_path / "lab", tmp_path / "ready.json"
@@ -97,11 +104,12 @@ def test_the_second_start_goes_on_with_what_is_there(tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for path in (site / "trust.pem", *site.glob("bootstrap/*/*"))}
     issuers = ask("issuer", "list", "--dir", site)  # the database runs for the time of the command
     assert not list(site.rglob("postmaster.pid"))
-    with quickstart(site) as (_, facts):
+    with quickstart(site, "--name", "est.lab.example") as (_, facts):
         assert {path: path.read_bytes() for path in kept} == kept
         assert ask("issuer", "list", "--dir", site) == issuers
         where = ("--url", facts["url"], "--trust", site / "trust.pem", "--out", home)
         assert ask("enroll", *where, "--renew")["renewed"]
+        assert read_server_names(facts["port"]) == ["127.0.0.1", "::1", "est.lab.example"]
     settings = site / "estd.toml"
     settings.write_text(settings.read_text().replace(f'default_ecosystem = "{NORTH}"', 'default_ecosystem = "nope"'))
     for command in (("quickstart",), ("serve",), ("serve", "--check")):

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from estd.cli.output import plain, write_facts, write_json, write_line, write_span, write_table, write_time
+from estd.cli.output import (
+    plain,
+    write_count,
+    write_facts,
+    write_json,
+    write_line,
+    write_span,
+    write_table,
+    write_time,
+)
 
 AT = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
 
@@ -70,3 +79,7 @@ def test_times(at: datetime | None, text: str) -> None:
 )
 def test_spans(length: timedelta, text: str) -> None:
     assert write_span(length) == text
+
+
+def test_one_is_not_many() -> None:
+    assert [write_count(number, "device") for number in (0, 1, 2)] == ["0 devices", "1 device", "2 devices"]
