@@ -63,7 +63,10 @@ def make_certificate(
     key_cert_sign: bool | None = None,
     san: Iterable[x509.GeneralName] = (),
     serial: int | None = None,
+    path_length: int | None = None,
+    extensions: Iterable[tuple[x509.ExtensionType, bool]] = (),
 ) -> x509.Certificate:
+    """`extensions` come with their criticality, behind those that every certificate here has."""
     issuer_key = key if issuer is None else issuer.key
     builder = (
         x509.CertificateBuilder()
@@ -73,7 +76,7 @@ def make_certificate(
         .serial_number(serial or x509.random_serial_number())
         .not_valid_before(starts)
         .not_valid_after(ends)
-        .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        .add_extension(x509.BasicConstraints(ca, path_length), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
     if issuer is not None:
@@ -93,6 +96,8 @@ def make_certificate(
     names = list(san)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
     return builder.sign(issuer_key, hashes.SHA256())
 
 
