@@ -199,7 +199,10 @@ def _find_time(
     known = set(anchors)
     named: dict[bytes, list[x509.Certificate]] = {}
     for one in (*rest, *known):
-        named.setdefault(_read_names(one)[0], []).append(one)
+        try:
+            named.setdefault(_read_names(one)[0], []).append(one)
+        except Unreadable:
+            continue  # nothing that can be read was issued by that name, and what else came along may do
     ways = [(leaf.certificate, leaf.issuer, leaf.starts, leaf.ends)]
     verified = 0
     while ways:

@@ -34,6 +34,7 @@ from factory import (
 )
 from odd_certificates import ODD_CERTIFICATES, make_odd
 
+from estd.asn1 import der
 from estd.ca.ecosystem import Anchor
 from estd.errors import Code, Refused
 from estd.ra import paths
@@ -317,6 +318,28 @@ def test_an_odd_certificate_that_comes_along_is_no_fault(maker: Party, ecosystem
     assert refused.code is (Code.CERTIFICATE_UNFIT if what.startswith("version") else Code.CERTIFICATE_UNTRUSTED)
     named_alike = make_odd(maker, name=middle.certificate.subject.public_bytes())
     assert_untrusted(ecosystem, leaf, named_alike)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(der.sequence(der.tlv(der.SET, b"")), id="empty RDN"),
+        pytest.param(
+            der.sequence(der.tlv(der.SET, der.sequence(der.oid("commonName"), der.tlv(der.UTF8_STRING, b"\xff")))),
+            id="no UTF-8",
+        ),
+    ],
+)
+def test_a_name_that_cannot_be_read_and_comes_along_is_no_obstacle(maker: Party, name: bytes) -> None:
+    """Neither where the path is valid now, nor where the time has to be found at which it was."""
+    odd = make_odd(maker, name=name)
+    ecosystem = make_ecosystem(maker, ignore_expiry=True)
+    for ends in (NOW + DAY, NOW - HOUR):
+        middle = make_maker("Line 4", maker, starts=NOW - 9 * HOUR, ends=ends)
+        device = make_device(middle, starts=NOW - 8 * HOUR)
+        for along in ([odd, middle], [middle, odd]):
+            assert find_path(ecosystem, device, *along).anchor == "maker"
+    assert_untrusted(ecosystem, make_device(make_maker("Other")), odd)
 
 
 # --- what a CA on the path must say ------------------------------------------------------------------------------------
