@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -189,16 +189,29 @@ def _verify(
 
 
 def _find_time(
-    leaf: Leaf, rest: list[x509.Certificate], anchors: Iterable[x509.Certificate], judged: datetime
+    leaf: Leaf, rest: list[x509.Certificate], anchors: Collection[x509.Certificate], judged: datetime
 ) -> datetime | None:
-    """The time nearest to now at which a path to an anchor was or will be valid; None where time is not what is missing.
+    """When a path to an anchor was last valid, or else when one first will be; None where time is not what is missing.
+
+    What has ended comes first, because that can be excused. Paths that are valid when judged failed for another reason.
+    """
+    windows = list(_find_windows(leaf, rest, anchors))
+    ended = [last for _, last in windows if last < judged]
+    coming = [first for first, _ in windows if judged < first]
+    return max(ended) if ended else min(coming, default=None)
+
+
+def _find_windows(
+    leaf: Leaf, rest: list[x509.Certificate], anchors: Collection[x509.Certificate]
+) -> Iterator[tuple[datetime, datetime]]:
+    """From when until when each path to an anchor is valid, as far as some signatures lead.
 
     Paths are followed by their signatures, because names and dates cost a stranger nothing: whoever has none from a maker
     is looked at once more and not again.
     """
     known = set(anchors)
     named: dict[bytes, list[x509.Certificate]] = {}
-    for one in (*rest, *known):
+    for one in (*rest, *anchors):  # not `known`, whose order is another one in each process
         try:
             named.setdefault(_read_names(one)[0], []).append(one)
         except Unreadable:
@@ -213,15 +226,14 @@ def _find_time(
             if first > last or above is below:
                 continue
             if verified == _SIGNATURES_AT_MOST:
-                return None
+                return
             verified += 1
             if not _is_signed(below, above):
                 continue
-            if above not in known:
+            if above in known:
+                yield first, last
+            else:
                 ways.append((above, _read_names(above)[1], first, last))
-            elif not first <= judged <= last:
-                return min(max(judged, first), last)
-    return None
 
 
 def _is_signed(below: x509.Certificate, above: x509.Certificate) -> bool:

@@ -762,6 +762,32 @@ def cross_certify(name: str, key: ec.EllipticCurvePrivateKey, issuer: Party) -> 
     return Party(make_certificate(make_name(name), key, issuer, ca=True), key)
 
 
+def test_between_two_generations_an_excuse_is_found_whichever_comes_first() -> None:
+    """One has ended, the next has not begun: the end can be excused, the beginning cannot."""
+    old, new = make_generations((-900 * DAY, -10 * DAY), (DAY, 900 * DAY))
+    device = make_device(old, starts=NOW - 800 * DAY)
+    for makers in ((old, new), (new, old)):
+        path = find_path(make_ecosystem(*makers, ignore_expiry=True), device)
+        assert path.ends == NOW - 10 * DAY
+        assert refusal(make_ecosystem(*makers), device).code is Code.CERTIFICATE_EXPIRED
+    assert refusal(make_ecosystem(new), device).code is Code.CERTIFICATE_NOT_YET_VALID
+
+
+def test_of_several_generations_the_nearest_counts() -> None:
+    """Not whichever a process happens to look at first: workers would tell a device different things."""
+    ended = make_generations(*((-900 * DAY, -days * DAY) for days in (40, 10, 30, 20)))
+    device = make_device(ended[0], starts=NOW - 800 * DAY)
+    coming = make_generations(*((days * DAY, 900 * DAY) for days in (40, 10, 30, 20)))
+    early = make_device(coming[0], starts=NOW - DAY)
+    for order in itertools.permutations(range(4)):
+        late = refusal(make_ecosystem(*(ended[number] for number in order)), device)
+        assert late.detail.startswith(
+            f"a CA certificate above the client certificate expired at {NOW - 10 * DAY:%Y-%m-%d}"
+        )
+        soon = refusal(make_ecosystem(*(coming[number] for number in order)), early)
+        assert f"is not valid before {NOW + 10 * DAY:%Y-%m-%d}" in soon.detail
+
+
 def test_a_ring_of_authorities_leads_nowhere_and_is_no_obstacle(maker: Party, ecosystem: LiveEcosystem) -> None:
     one, other = make_maker("One"), make_maker("Other")
     ring = [cross_certify("One", one.key, other), cross_certify("Other", other.key, one)]
