@@ -39,7 +39,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def write_event(event: Event) -> dict[str, Any]:
-    """The event as JSON-ready fields, empty ones left out."""
+    """The event as JSON-ready fields, empty ones left out; nothing in `extra` takes the place of what was decided."""
     fields: dict[str, Any] = {
         "at": event.at.isoformat(),
         "kind": event.kind,
@@ -52,6 +52,6 @@ def write_event(event: Event) -> dict[str, Any]:
         "request_id": event.request_id,
         "issuer_id": event.issuer_id,
         "serial": event.serial,
-        **event.extra,
     }
+    fields |= {name: value for name, value in event.extra.items() if name not in fields}
     return {name: value for name, value in fields.items() if value not in (None, "")}
