@@ -30,7 +30,6 @@ from typing import Final
 _LIVE: Final = "interop/test_curl_openssl.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
-    "estd/errors.py": ("unit/est/test_messages.py", "a vocabulary; the test walks every code"),
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
     "estd/app/reconciling.py": (
