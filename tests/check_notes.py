@@ -37,7 +37,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "sets the database of a real server back, and brings it up",
     ),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
-    "estd/signer/settings.py": ("unit/signer/test_server.py", "a value that the process reads and obeys there"),
     "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),
     "estd/web/tls_events.py": ("unit/web/test_tls.py", "a vocabulary; each of OpenSSL's reasons is read there"),
     "estd/wire/exchange.py": ("unit/est/test_operations.py", "values that every protocol's tests are made of"),
