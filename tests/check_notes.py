@@ -38,7 +38,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
     "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),
-    "estd/wire/exchange.py": ("unit/est/test_operations.py", "values that every protocol's tests are made of"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
