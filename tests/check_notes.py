@@ -37,7 +37,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "sets the database of a real server back, and brings it up",
     ),
     "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
-    "estd/store/contract.py": ("contracts/test_store.py", "what every store promises; one suite for all of them"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
