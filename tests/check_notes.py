@@ -29,7 +29,6 @@ from typing import Final
 
 _LIVE: Final = "interop/test_curl_openssl.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
-    "estd/asn1/oids.py": ("unit/asn1/test_der.py", "a table; every identifier is written and read there"),
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
     "estd/app/reconciling.py": (
