@@ -25,7 +25,7 @@ from tls_lab import (
 from estd.web.openssl import Connection
 from estd.web.place import Limits, Refusal
 from estd.web.tls import TlsServerProtocol, build_context
-from estd.web.tls_events import Event, read_failure
+from estd.web.tls_events import Event
 
 SERVER = make_identity("estd")
 DEVICE = make_identity("device")
@@ -440,15 +440,6 @@ async def test_a_thousand_idle_connections_are_held_and_all_still_answer() -> No
         assert all(answer.endswith(b"hello") for answer in answers)
         for client in clients:
             client.close()
-
-
-def test_each_reason_of_openssls_is_an_event() -> None:
-    assert read_failure("unsupported protocol") is Event.FAILED_VERSION
-    assert read_failure("no shared cipher") is Event.FAILED_NOTHING_IN_COMMON
-    assert read_failure("no suitable key share") is Event.FAILED_NOTHING_IN_COMMON
-    assert read_failure("provider signature failure; bad signature") is Event.FAILED_POSSESSION
-    assert read_failure("tlsv1 alert unknown ca") is Event.FAILED_PEER_ALERT
-    assert read_failure("") is Event.FAILED_PROTOCOL
 
 
 async def test_a_client_that_distrusts_us_is_counted_by_its_alert() -> None:
