@@ -35,7 +35,6 @@ COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
         "integration/test_reconcile.py",
         "sets the database of a real server back, and brings it up",
     ),
-    "estd/auditor/auditing.py": ("unit/auditor/test_ledger.py", "the order of an audit; every test there is one"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
