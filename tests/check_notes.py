@@ -31,10 +31,6 @@ _LIVE: Final = "interop/test_curl_openssl.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
     "estd/app/running.py": (_LIVE, "starts and stops that server"),
-    "estd/app/reconciling.py": (
-        "integration/test_reconcile.py",
-        "sets the database of a real server back, and brings it up",
-    ),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 

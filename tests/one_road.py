@@ -116,9 +116,12 @@ class Road:
 
 
 @contextlib.asynccontextmanager
-async def open_road(url: str, directory: Path, pool: type[SignerPool] = SignerPool) -> AsyncIterator[Road]:
+async def open_road(
+    url: str, directory: Path, pool: type[SignerPool] = SignerPool, record: EcosystemRecord | None = None
+) -> AsyncIterator[Road]:
+    """`record`: an ecosystem that the store has; otherwise it gets one."""
     store = await PostgresStore.connect(url)
-    record = await record_ecosystem(store, "campus")
+    record = record or await record_ecosystem(store, "campus")
     signer = SignerProcess(directory, record)
     (directory / "journal").mkdir(mode=0o700)
     await signer.start()
@@ -163,3 +166,13 @@ async def reserve_and_die(road: Road, order: Order) -> Intent:
         await waiting.enroll(order)
     intents = await road.store.find_open_intents(road.now + timedelta(minutes=1), 10)
     return next(intent for intent in intents if intent.request_key == order.request_key)
+
+
+async def forget(database: Database, *certificates: bytes) -> None:
+    """These certificates, their intents and their events, as if they had never been."""
+    async with database.session() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        for certificate in certificates:
+            serial = await connection.fetchval("DELETE FROM certificate WHERE der = $1 RETURNING serial", certificate)
+            await connection.execute("DELETE FROM intent WHERE serial = $1", serial)
+            await connection.execute("DELETE FROM event WHERE serial = $1", serial.hex())

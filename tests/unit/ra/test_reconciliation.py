@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from one_road import open_road, reserve_and_die
+from one_road import forget, open_road, reserve_and_die
 from postgres_fixture import NOW, Database
 
 from estd.errors import Broken, Code, Invalid, Unavailable
@@ -35,16 +35,6 @@ async def reconcile(road: Any) -> Report:
     report = await work(road).restore(report)
     await work(road).record(report, "ada")
     return report
-
-
-async def forget(database: Database, *certificates: bytes) -> None:
-    """These certificates, their intents and their events, as if they had never been."""
-    async with database.session() as connection:
-        await connection.execute("SET session_replication_role = replica")
-        for certificate in certificates:
-            serial = await connection.fetchval("DELETE FROM certificate WHERE der = $1 RETURNING serial", certificate)
-            await connection.execute("DELETE FROM intent WHERE serial = $1", serial)
-            await connection.execute("DELETE FROM event WHERE serial = $1", serial.hex())
 
 
 async def test_nothing_is_missing_and_nothing_is_written(road: Any) -> None:
