@@ -30,7 +30,6 @@ from typing import Final
 _LIVE: Final = "interop/test_curl_openssl.py"
 COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
-    "estd/app/running.py": (_LIVE, "starts and stops that server"),
 }
 """Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
