@@ -495,6 +495,16 @@ def test_a_namespace_that_is_not_judged_ends_a_path(maker: Party, ecosystem: Liv
     assert_untrusted(ecosystem, make_device(middle, san=[URI("https://plant.example/7")]), middle)
 
 
+def test_an_address_in_a_subject_is_not_held_against_subtrees(maker: Party, ecosystem: LiveEcosystem) -> None:
+    """A divergence (rfc-notes/divergences.md): what is constrained is the alternative name."""
+    constraints = x509.NameConstraints([MAIL("plant.example")], None)
+    middle = make_maker("Line 4", maker, extensions=[(constraints, True)])
+    key = make_key()
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.EMAIL_ADDRESS, "pump-7@example")])
+    device = Party(make_certificate(subject, key, middle), key)
+    assert find_path(ecosystem, device, middle).anchor == "maker"
+
+
 # --- keys and signatures -----------------------------------------------------------------------------------------------
 
 
@@ -788,6 +798,14 @@ def test_of_several_generations_the_nearest_counts() -> None:
         assert f"is not valid before {NOW + 10 * DAY:%Y-%m-%d}" in soon.detail
 
 
+def test_a_generation_that_never_met_the_device_hides_no_other() -> None:
+    """The device has ended before that one begins, so nothing of its window is a time at which to look."""
+    old, new = make_generations((-900 * DAY, -300 * DAY), (10 * DAY, 900 * DAY))
+    device = make_device(old, starts=NOW - 800 * DAY, ends=NOW - 200 * DAY)
+    for makers in ((old, new), (new, old)):
+        assert find_path(make_ecosystem(*makers, ignore_expiry=True), device).ends == NOW - 300 * DAY
+
+
 def test_a_ring_of_authorities_leads_nowhere_and_is_no_obstacle(maker: Party, ecosystem: LiveEcosystem) -> None:
     one, other = make_maker("One"), make_maker("Other")
     ring = [cross_certify("One", one.key, other), cross_certify("Other", other.key, one)]
@@ -840,6 +858,17 @@ def test_a_strangers_chain_costs_little(ecosystem: LiveEcosystem, looks: list[st
     assert_untrusted(ecosystem, make_device(forger), *ladder)
     assert looks.count("path") == 1
     assert looks.count("signature") <= 12
+
+
+def test_the_name_of_a_maker_that_has_ended_costs_no_second_look(looks: list[str]) -> None:
+    """Only who has its signature is looked at for another time."""
+    old = make_maker(**EXPIRED)
+    ecosystem = make_ecosystem(old)
+    assert_untrusted(ecosystem, make_device(make_maker(), starts=NOW - 400 * DAY))
+    assert looks == ["path", "signature"]
+    looks.clear()
+    assert refusal(ecosystem, make_device(old, starts=NOW - 400 * DAY)).code is Code.CERTIFICATE_EXPIRED
+    assert looks == ["path", "signature", "path"]
 
 
 def test_a_maze_with_good_signatures_costs_little(maker: Party, ecosystem: LiveEcosystem, looks: list[str]) -> None:
