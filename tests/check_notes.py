@@ -7,8 +7,7 @@ is, where it is obeyed and which test proves it. This script follows those names
 * a citation is spelled in the one way that this script, and a person with grep, can find;
 * a row of ``others.md`` is cited somewhere, a name of ours in a row exists, and so does every test named;
 * a row whose duty says MUST names a test, or says ``not yet: why`` or ``client's duty``;
-* every module has its mirror below ``tests/unit/`` or ``tests/integration/``, or is in `COVERED_ELSEWHERE` with the test
-  that covers it and why.
+* every module has a test file of its own: its mirror below ``tests/unit/`` or ``tests/integration/``.
 
 Each finding is one line, ``FILE:LINE: what, remedy``; the exit status is 1 if there is any. Reads text alone, imports
 nothing of estd, and takes well under two seconds.
@@ -26,12 +25,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-_LIVE: Final = "interop/test_curl_openssl.py"
-COVERED_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
-    # A whole `estd quickstart` answers in these tests: processes, private database, certificate, ops port.
-}
-"""Module → the test that covers it (below ``tests/``), and why it has no mirror of its own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,16 +65,15 @@ class Row:
     """What stands in the column ``test``; None where the table has no such column."""
 
 
-def check(root: Path, covered_elsewhere: Mapping[str, tuple[str, str]] | None = None) -> list[Finding]:
+def check(root: Path) -> list[Finding]:
     """Everything that does not fit in the tree at `root`."""
-    covered = COVERED_ELSEWHERE if covered_elsewhere is None else covered_elsewhere
     sources = {path: path.read_text(encoding="utf-8") for path in sorted((root / "estd").rglob("*.py"))}
     notes = {path: path.read_text(encoding="utf-8") for path in sorted((root / "rfc-notes").glob("*.md"))}
     tests = _Tests(root / "tests")
     names = _Names(root, sources)
     findings = [
         *_check_clauses(root, sources, notes),
-        *_check_modules(root, sources, tests, covered),
+        *_check_modules(root, sources, tests),
     ]
     for path, text in notes.items():
         findings += _check_note(path.relative_to(root).as_posix(), path.name, text, tests, names)
@@ -335,10 +327,7 @@ def _defines(text: str, name: str) -> bool:
 _MIRRORS: Final = ("unit", "integration")
 
 
-def _check_modules(
-    root: Path, sources: Mapping[Path, str], tests: _Tests, covered: Mapping[str, tuple[str, str]]
-) -> Iterator[Finding]:
-    left = dict(covered)
+def _check_modules(root: Path, sources: Mapping[Path, str], tests: _Tests) -> Iterator[Finding]:
     for path, text in sources.items():
         module = path.relative_to(root).as_posix()
         if path.name == "__main__.py" or (path.name == "__init__.py" and not _has_code(text)):
@@ -346,20 +335,9 @@ def _check_modules(
         parent = path.relative_to(root / "estd").parent
         stem = path.parent.name if path.name == "__init__.py" else path.stem
         mirrors = [(Path(kind) / parent / f"test_{stem}.py").as_posix() for kind in _MIRRORS]
-        there = next((mirror for mirror in mirrors if tests.exists(mirror)), None)
-        test, reason = left.pop(module, ("", ""))
-        if there is not None:
-            if reason:
-                yield Finding(module, 1, f"has tests/{there} now", "take it out of COVERED_ELSEWHERE")
-        elif not reason:
+        if not any(tests.exists(mirror) for mirror in mirrors):
             what = f"has neither {' nor '.join(f'tests/{mirror}' for mirror in mirrors)}"
-            yield Finding(module, 1, what, "write one, or say in COVERED_ELSEWHERE what covers it")
-        elif not tests.exists(test):
-            yield Finding(
-                module, 1, f"is said to be covered by tests/{test}, which has no test", "name the one that is"
-            )
-    for module in left:
-        yield Finding("tests/check_notes.py", 1, f"COVERED_ELSEWHERE names {module}, which is gone", "take it out")
+            yield Finding(module, 1, what, "write one")
 
 
 def _has_code(text: str) -> bool:

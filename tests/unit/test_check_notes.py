@@ -49,8 +49,8 @@ def write(tree: Path, path: str, text: str) -> None:
     (tree / path).write_text(text, encoding="utf-8")
 
 
-def find(tree: Path, **covered: tuple[str, str]) -> list[str]:
-    return [str(finding) for finding in check_notes.check(tree, covered)]
+def find(tree: Path) -> list[str]:
+    return [str(finding) for finding in check_notes.check(tree)]
 
 
 def test_a_tree_that_fits(tree: Path) -> None:
@@ -168,10 +168,8 @@ def test_a_module_without_its_mirror(tree: Path) -> None:
     write(tree, "estd/ra/__init__.py", "def work() -> None: ...\n")
     write(tree, "tests/unit/ra/test_codes.py", "# no test yet\n")
     assert find(tree) == [
-        "estd/ra/__init__.py:1: has neither tests/unit/ra/test_ra.py nor tests/integration/ra/test_ra.py, "
-        "write one, or say in COVERED_ELSEWHERE what covers it",
-        "estd/ra/codes.py:1: has neither tests/unit/ra/test_codes.py nor tests/integration/ra/test_codes.py, "
-        "write one, or say in COVERED_ELSEWHERE what covers it",
+        "estd/ra/__init__.py:1: has neither tests/unit/ra/test_ra.py nor tests/integration/ra/test_ra.py, write one",
+        "estd/ra/codes.py:1: has neither tests/unit/ra/test_codes.py nor tests/integration/ra/test_codes.py, write one",
     ]
 
 
@@ -185,33 +183,3 @@ def test_a_mirror_below_integration_is_one(tree: Path) -> None:
     assert len(find(tree)) == 1, "in another directory than the module's own"
     write(tree, "tests/integration/ra/test_codes.py", "def test_it() -> None: ...\n")
     assert find(tree) == []
-    assert find(tree, **{"estd/ra/codes.py": ("unit/ra/test_naming.py", "made there")}) == [
-        "estd/ra/codes.py:1: has tests/integration/ra/test_codes.py now, take it out of COVERED_ELSEWHERE"
-    ]
-
-
-def test_a_module_that_is_covered_elsewhere(tree: Path) -> None:
-    write(tree, "estd/ra/codes.py", "")
-    covered = {"estd/ra/codes.py": ("unit/ra/test_naming.py", "made there")}
-    assert find(tree, **covered) == []
-    write(tree, "tests/unit/ra/test_codes.py", "def test_it() -> None: ...\n")
-    assert find(tree, **covered) == [
-        "estd/ra/codes.py:1: has tests/unit/ra/test_codes.py now, take it out of COVERED_ELSEWHERE"
-    ]
-
-
-def test_what_is_said_of_modules_is_itself_checked(tree: Path) -> None:
-    write(tree, "estd/ra/codes.py", "")
-    covered = {
-        "estd/ra/codes.py": ("unit/ra/test_gone.py", "made there"),
-        "estd/ra/gone.py": ("unit/ra/test_naming.py", "was there"),
-    }
-    assert find(tree, **covered) == [
-        "estd/ra/codes.py:1: is said to be covered by tests/unit/ra/test_gone.py, which has no test, "
-        "name the one that is",
-        "tests/check_notes.py:1: COVERED_ELSEWHERE names estd/ra/gone.py, which is gone, take it out",
-    ]
-
-
-def test_every_excuse_in_the_script_has_a_reason() -> None:
-    assert all(test and reason for test, reason in check_notes.COVERED_ELSEWHERE.values())
