@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-HEADROOM_BYTES: Final = 4 << 20
+HEADROOM_BYTES: Final = 8 << 20
 TUNABLES: Final = {
     "GLIBC_TUNABLES": ":".join(
         (
@@ -28,7 +28,7 @@ TUNABLES: Final = {
 
 
 def keep_headroom() -> None:
-    """Have the kernel give this process `HEADROOM_BYTES` of heap now, beyond what it holds.
+    """Have the kernel give this process `HEADROOM_BYTES` of heap now, beyond what it holds for good.
 
     A heap's highest point creeps up by a few octets for days, as rare coincidences become rarer, and a large page that is
     touched at all is resident whole: what an operator sees would grow in steps of two mebibytes, of nothing.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from estd.errors import Invalid, Problem, Refused, Unavailable
+from estd.heap import keep_headroom
 from estd.signer.connections import Connection, read_peer
 from estd.signer.frames import (
     Anchor,
@@ -261,6 +262,7 @@ class Loop:
         # What is loaded lives long; without this each full collection walks it again.
         gc.collect()
         gc.freeze()
+        keep_headroom()
         _log.info("ecosystem loaded", extra=facts)
         return Done(message.number)
 

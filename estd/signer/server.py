@@ -26,7 +26,6 @@ import msgspec
 
 from estd.ca.blocklist import read_blocklist
 from estd.errors import Broken, Invalid, Problem, Unavailable
-from estd.heap import keep_headroom
 from estd.logs import set_up_logs
 from estd.signer.engine import IssuanceEngine
 from estd.signer.journal import Journal
@@ -135,7 +134,6 @@ def _run(
         if settings.blocklist_path is not None:
             path = Path(settings.blocklist_path)
             engine.block(read_blocklist(path.read_text(encoding="ascii"), str(path)))
-        keep_headroom()
         run_signer(settings, control, engine, open_journal)
     except Invalid as error:
         for problem in error.problems:

@@ -39,7 +39,7 @@ _RUSH_BYTES = sum(range(1_000, 80_000, 1_000))
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_rush_within_the_headroom_changes_nothing(is_kept: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM.format(is_kept=is_kept)],
+        [sys.executable, "-P", "-c", _PROGRAM.format(is_kept=is_kept)],
         env={**os.environ, **TUNABLES},
         capture_output=True,
         timeout=60,
