@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from live_server import NORTH, SOUTH, Live
+from live_server import NORTH, SOUTH, Live, judge
 from patience import wait_until
 from program import ESTD, ask, estd, refusal
 
@@ -25,6 +25,8 @@ from estd.app.quickstart import Running
 
 
 def test_the_commands_that_quickstart_prints_work_as_pasted(live: Live, tmp_path: Path) -> None:
+    judge("curl")
+    judge("openssl")
     running = Running(Playground(live.directory), "127.0.0.1", live.port, live.ops_port, live.code(NORTH))
     lessons = write_lessons(running, "estd")
     # What was printed at the start is the same text, with the code that was unused then.
