@@ -302,7 +302,7 @@ class Ledger:
             counts[f"intents_{row['closed']}"] += 1
 
     async def _check_superseded(self) -> None:
-        """A certificate gives way to another when its time is over, or was revoked; else its request has two.
+        """A certificate gives way to another when its time is over, revoked or not; else its request has two.
 
         What a reconciliation decided is left alone: it goes by what the journals say, which need not know why.
         """
@@ -315,7 +315,7 @@ class Ledger:
             end = self._times.now if found["created_at"] is None else found["created_at"]
             window = self._ecosystems.find_retry_window(row["ecosystem_id"], row["profile"], row["operation"])
             reconciled_at = self._times.reconciled_at
-            if found["is_revoked"] or (reconciled_at is not None and row["created_at"] <= reconciled_at):
+            if reconciled_at is not None and row["created_at"] <= reconciled_at:
                 continue
             # A batch repeats a certificate for all of its life; otherwise a request has its window and no more.
             is_in_time = found["is_over"] if row["operation"] == _BULK_LANE else end - row["created_at"] >= window
@@ -394,12 +394,11 @@ ORDER BY place
 _BULK_LANE: Final = "batch"
 _SUCCESSORS: Final = """
 SELECT
-    successor.serial, successor.created_at, revocation.serial IS NOT NULL AS is_revoked,
+    successor.serial, successor.created_at,
     certificate.not_after < coalesce(successor.created_at, $4) AS is_over
 FROM unnest($1::integer[], $2::bytea[], $3::bytea[]) WITH ORDINALITY AS given (issuer_id, serial, request_key, place)
 LEFT JOIN intent AS successor ON successor.request_key = given.request_key AND successor.closed IS NULL
 LEFT JOIN certificate ON certificate.issuer_id = given.issuer_id AND certificate.serial = given.serial
-LEFT JOIN revocation ON revocation.issuer_id = given.issuer_id AND revocation.serial = given.serial
 ORDER BY place
 """
 _ROWS: Final = """

@@ -213,15 +213,15 @@ async def test_a_certificate_gives_way_to_another_once_its_time_is_over(
     await store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED)
     assert ("vi", "00000001") in told(await audit(database, directory))
     assert ("vi", "00000001") not in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
-    # What follows it too early is told for ever ...
+    # What follows it too early is told for ever.
     await system.issue(2, request_key=bytes(32))
     assert ("vi", "00000001") in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
-    # ... unless that certificate was revoked.
+    # That it was revoked is no excuse: its request is refused then, and gets no other one.
     event = make_event(
         kind="certificate.revoke", at=NOW, issuer_id=1, serial="00000001", extra={"reason": "superseded"}
     )
     await store.record_revocation(make_revocation(1, (1).to_bytes(4), reason="superseded", revoked_at=NOW), event)
-    assert ("vi", "00000001") not in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
+    assert ("vi", "00000001") in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
 
 
 async def test_in_a_batch_a_certificate_gives_way_when_it_has_ended_and_not_before(
