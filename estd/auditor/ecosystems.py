@@ -86,10 +86,8 @@ class Ecosystems:
                 shortest = self._windows.get((key[0], name), window)
                 self._windows[key[0], name] = min(window, shortest)
 
-    def find_retry_window(self, ecosystem_id: int, profile: str, operation: str) -> timedelta:
+    def find_retry_window(self, ecosystem_id: int, profile: str) -> timedelta:
         """The shortest time for which any version of a profile repeats a certificate; nothing where that is not known."""
-        if operation == _OWN_OPERATION:
-            return timedelta()
         return self._windows.get((ecosystem_id, profile), timedelta())
 
     def hear(self, event: Any, extra: Mapping[str, Any]) -> None:
@@ -191,7 +189,6 @@ def _read_windows(document: Any) -> list[tuple[str, timedelta]]:
     ]
 
 
-_OWN_OPERATION: Final = "server-certificate"
 _UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 _PART: Final = re.compile(r"([0-9]{1,9})(s|min|h|d|w|y)")
 _ISSUERS: Final = (

@@ -313,14 +313,16 @@ class Ledger:
         for row, found in zip(rows, await self._connection.fetch(_SUCCESSORS, *keys, self._times.now), strict=True):
             self._findings.counts["certificates_superseded"] += 1
             end = self._times.now if found["created_at"] is None else found["created_at"]
-            window = self._ecosystems.find_retry_window(row["ecosystem_id"], row["profile"], row["operation"])
+            window = self._ecosystems.find_retry_window(row["ecosystem_id"], row["profile"])
             reconciled_at = self._times.reconciled_at
             if reconciled_at is not None and row["created_at"] <= reconciled_at:
                 continue
-            # A batch repeats a certificate for all of its life; otherwise a request has its window and no more.
-            is_in_time = found["is_over"] if row["operation"] == _BULK_LANE else end - row["created_at"] >= window
+            # A batch repeats a certificate for all of its life, and the server asks for its own once, with a key made for
+            # that; otherwise a request has its window and no more.
+            is_for_life = row["operation"] in _FOR_LIFE
+            is_in_time = found["is_over"] if is_for_life else end - row["created_at"] >= window
             if not is_in_time:
-                time = "its life" if row["operation"] == _BULK_LANE else str(window)
+                time = "its life" if is_for_life else str(window)
                 successor = "nothing took its place" if found["serial"] is None else f"{found['serial'].hex()} did"
                 what = f"its request was taken from it before its time ({time}) was over; {successor}"
                 where = f"intent {row['issuer_id']}/{row['serial'].hex()}"
@@ -391,7 +393,7 @@ LEFT JOIN intent AS holder ON holder.held_code_id = given.code_id
 LEFT JOIN certificate ON certificate.issuer_id = given.issuer_id AND certificate.serial = given.serial
 ORDER BY place
 """
-_BULK_LANE: Final = "batch"
+_FOR_LIFE: Final = frozenset({"batch", "server-certificate"})
 _SUCCESSORS: Final = """
 SELECT
     successor.serial, successor.created_at,

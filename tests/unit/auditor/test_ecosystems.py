@@ -107,6 +107,5 @@ async def test_the_shortest_window_of_any_version_counts(database: Database, sto
                 window,
             )
         await known.read(connection, with_signatures=False)
-    assert known.find_retry_window(1, "x", "simpleenroll") == timedelta(minutes=10)
-    assert known.find_retry_window(1, "x", "server-certificate") == timedelta()
-    assert known.find_retry_window(1, "unknown", "simpleenroll") == timedelta()
+    assert known.find_retry_window(1, "x") == timedelta(minutes=10)
+    assert known.find_retry_window(1, "unknown") == timedelta()

@@ -224,15 +224,16 @@ async def test_a_certificate_gives_way_to_another_once_its_time_is_over(
     assert ("vi", "00000001") in told(await audit(database, directory, now=NOW + timedelta(hours=2)))
 
 
-async def test_in_a_batch_a_certificate_gives_way_when_it_has_ended_and_not_before(
-    database: Database, store: PostgresStore, tmp_path: Path
+@pytest.mark.parametrize("operation", ["batch", "server-certificate"])
+async def test_a_certificate_gives_way_when_it_has_ended_and_not_before(
+    database: Database, store: PostgresStore, tmp_path: Path, operation: str
 ) -> None:
-    """Whatever the profile's window is: a batch repeats a certificate for all of its life."""
+    """Whatever the profile's window is: a batch repeats a certificate for all of its life, and our own is asked for once."""
     directory = tmp_path / "journal"
     system = System(store, Journal.open(directory, 0, NOW))
     document = {"profile": {"sensor": {"retry_window": "1h"}}}
     await store.record_ecosystem("campus", document, [make_new_issuer()], 0, "ada", make_event(kind="ecosystem.apply"))
-    intent, _ = await system.issue(1, request_key=bytes(32), operation="batch")
+    intent, _ = await system.issue(1, request_key=bytes(32), operation=operation)
     await store.close_intent(intent.issuer_id, intent.serial, Closing.SUPERSEDED)
     assert ("vi", "00000001") in told(await audit(database, directory, now=ENDS - timedelta(seconds=1)))
     assert ("vi", "00000001") not in told(await audit(database, directory, now=ENDS + timedelta(seconds=1)))
