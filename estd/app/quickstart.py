@@ -148,10 +148,10 @@ def _choose_settings(
     place: Playground, address: str | None, port: int | None, ops_port: int | None, names: tuple[str, ...]
 ) -> Config:
     config = read_config(place.settings)
-    more = tuple(name for name in names if name not in config.tls_names)
-    if problems := check_tls_names("--name", more):
+    together = tuple(dict.fromkeys((*config.tls_names, *names)))
+    if problems := check_tls_names("--name", together):
         raise Invalid(problems)
-    config = replace(config, tls_names=config.tls_names + more)
+    config = replace(config, tls_names=together)
     given = {"address": address, "port": port, "ops_port": ops_port}
     if set(given.values()) != {None}:
         config = replace(config, source=None)  # what is said of a setting may be an option's fault

@@ -78,7 +78,7 @@ def test_what_is_added_never_takes_the_place_of_what_was_decided() -> None:
 
 def test_an_event_stays_what_it_was() -> None:
     with pytest.raises(AttributeError):
-        WHOLE.outcome = "granted"  # type: ignore[misc]
+        WHOLE.outcome = "granted"  # type: ignore[misc]  # that is the point
     first, second = Event(AT, "k", "granted"), Event(AT, "k", "granted")
     assert first == second
     assert first.extra is not second.extra

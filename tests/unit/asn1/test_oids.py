@@ -83,6 +83,6 @@ def test_whoever_knows_it_knows_it_by_that_name(name: str) -> None:
 
 def test_nobody_changes_the_table() -> None:
     with pytest.raises(TypeError):
-        OIDS["commonName"] = "1.2.3"  # type: ignore[index]
+        OIDS["commonName"] = "1.2.3"  # type: ignore[index]  # that is the point
     with pytest.raises(TypeError):
-        NAMES["1.2.3"] = "commonName"  # type: ignore[index]
+        NAMES["1.2.3"] = "commonName"  # type: ignore[index]  # that is the point

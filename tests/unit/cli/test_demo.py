@@ -25,7 +25,7 @@ NEIGHBOUR = Neighbour("pump-1", "south", 403, "not-ours: a stranger", EVENT, 0)
 
 def make_outcome(**changes: object) -> Outcome:
     tally = Tally(seconds={name: [0.002, 0.001, 0.030] for name in OPERATIONS}, elapsed_seconds=2.0)
-    return replace(Outcome(2, tally, PROOF, NEIGHBOUR), **changes)  # type: ignore[arg-type]
+    return replace(Outcome(2, tally, PROOF, NEIGHBOUR), **changes)  # type: ignore[arg-type]  # names and types are those of Outcome
 
 
 Show = Callable[..., tuple[int, str, str]]

@@ -67,7 +67,7 @@ def test_where_nothing_is_said_nobody_else_is_let_in() -> None:
 
 def test_settings_stay_what_they_were() -> None:
     with pytest.raises(AttributeError):
-        LEAST.allowed_uids = [0]  # type: ignore[misc]
+        LEAST.allowed_uids = [0]  # type: ignore[misc]  # that is the point
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def test_nobody_becomes_another_on_the_way() -> None:
     peer = Peer("192.0.2.7", (b"leaf",))
     exchange, reply = make_exchange(peer), Reply(200)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        peer.certificates = (b"other",)  # type: ignore[misc]
+        peer.certificates = (b"other",)  # type: ignore[misc]  # that is the point
     with pytest.raises(AttributeError):
-        exchange.peer = Peer("192.0.2.8")  # type: ignore[misc]
+        exchange.peer = Peer("192.0.2.8")  # type: ignore[misc]  # that is the point
     with pytest.raises(AttributeError):
-        reply.status = 403  # type: ignore[misc]
+        reply.status = 403  # type: ignore[misc]  # that is the point
 
 
 def test_a_request_is_whole_unless_its_body_is_still_on_its_way() -> None:
